@@ -1,0 +1,93 @@
+"""Tests, demo, checks and benchmarks: `./dev --list` tells them all, `./dev -s SESSION -- ARGUMENTS` runs one.
+
+Every session has its own environment, into which the distributions are built and installed as a user would install
+them, never in editable form.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["tests", "lint"]
+
+ROOT = Path(__file__).parent
+PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+
+# What a newcomer sees first; the results stay in runs/demo.
+DEMO = [
+    "resless-train --recipe smoke --run-dir runs/demo/resless",
+    "deephoyer-train --recipe smoke --run-dir runs/demo/deephoyer",
+]
+
+LINT = [
+    ["ruff", "check"],
+    ["ruff", "format", "--check"],
+    ["lint-imports", "--no-logo"],
+    ["mypy"],
+]
+
+
+def install(session: nox.Session, papers: list[str], *more: str) -> None:
+    """Install `resless`, the given papers and `more` (other requirements and options), and nothing else."""
+    session.install("./shared", *(f"./packages/{paper}" for paper in papers), *more)
+    session.env["RESLESS_PAPERS"] = ",".join(papers)  # tests/test_independence.py compares it with what is installed
+
+
+@nox.session
+@nox.parametrize("package", ["resless", *PAPERS, "integration"], ids=["resless", *PAPERS, "integration"])
+def tests(session: nox.Session, package: str) -> None:
+    """Test one package with only it and resless installed; `integration`: all of them, and the tests across them."""
+    if package == "integration":
+        install(session, PAPERS, "pytest>=8")
+        session.run("pytest", "tests", *session.posargs)
+    else:
+        paper = [package] if package in PAPERS else []
+        folder = f"packages/{package}/tests" if paper else "shared/tests"
+        install(session, paper, "pytest>=8")
+        session.run("pytest", folder, "tests/test_independence.py", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train on real images in minutes, into a fresh runs/demo; arguments after -- go to every command."""
+    install(session, PAPERS)
+    shutil.rmtree(ROOT / "runs" / "demo", ignore_errors=True)
+    for command in DEMO:
+        session.run(*shlex.split(command), *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Run every check of style, imports and types; arguments after -- (as --fix) go to `ruff check`."""
+    install(session, PAPERS, "ruff==0.17.*", "import-linter>=2.5,<3", "mypy==2.4.*")
+    failed = []
+    for command in LINT:
+        try:
+            session.run(*command, *(session.posargs if command == ["ruff", "check"] else []))
+        except CommandFailed:
+            failed.append(shlex.join(command))
+    if failed:
+        session.error(f"failed: {'; '.join(failed)}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks one after the other (not a default session); arguments after -- go to each of them."""
+    install(session, PAPERS)
+    for script in sorted(ROOT.glob("benchmarks/[!_]*.py")):
+        session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+
+
+@nox.session(python="3.10", venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the oldest Python and the oldest libraries that are allowed (not a default session)."""
+    install(session, PAPERS, "pytest>=8", "--resolution", "lowest-direct")
+    folders = ["shared/tests", *(f"packages/{paper}/tests" for paper in PAPERS), "tests"]
+    session.run("pytest", *folders, *session.posargs)

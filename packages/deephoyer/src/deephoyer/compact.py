@@ -1,0 +1,214 @@
+"""Make zeros disappear: a smaller dense network with the same outputs; and `deephoyer-compact`.
+
+A unit (a filter, or a row of a linear layer) goes if nothing reads it, or if it reads nothing. One that reads nothing
+still puts out a constant, relu(bias): that constant is folded into the biases of the layer that reads it, which is
+exact here because LeNet's convolutions have no padding. Taking a unit away can leave others without readers or
+inputs, so the rules are applied until nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from resless import costs, latency, models, weights
+from resless.errors import InputError
+from resless.models.lenet import LeNet5, LeNet300100, lenet5_pooled_size
+from resless.report import table
+from torch import Tensor, nn
+
+from deephoyer.config import CompactConfig
+
+TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def compact(model: nn.Module, example: Tensor) -> nn.Module:
+    """The network without its zeros, in eval mode, with outputs equal to 1e-5 (of the largest logit) in float32.
+
+    Args:
+        model: a LeNet made by `resless.models.create`, pruned or not; it is not changed.
+        example: an input of it, [N, C, H, W], on which both outputs are compared.
+
+    Raises:
+        InputError: the network is of a kind whose layers this cannot follow, or a layer is empty; the network stays
+            usable as it is.
+        RuntimeError: the outputs differ.
+    """
+    build = _BUILDERS.get(type(model))
+    if build is None:
+        known = " and ".join(kind.__name__ for kind in _BUILDERS)
+        raise InputError(f"compact cannot follow a {type(model).__name__}: known are {known}; use it as it is")
+    layers = _layers(model)
+    _silence(layers)
+    small = build(model, layers).to(example.device).eval()
+    _check_equal(model, small, example)
+    return small
+
+
+@dataclass
+class _Layer:
+    """A copy of one layer: weight [O, I, ...] and bias [O], zeroed in place where units are taken away."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> _Layer:
+        return cls(name, module.weight.detach().clone(), module.bias.detach().clone())
+
+    def rows(self) -> Tensor:
+        """[O] bool: the units that read anything."""
+        return (self.weight != 0).flatten(1).any(dim=1)
+
+    def columns(self) -> Tensor:
+        """[I] bool: the inputs that are read."""
+        return (self.weight != 0).transpose(0, 1).flatten(1).any(dim=1)
+
+
+def _silence(layers: list[_Layer]) -> None:
+    """Zero every unit that is not read or reads nothing, until each unit left does both."""
+    changed = True
+    while changed:
+        changed = any([_silence_between(layer, reader) for layer, reader in zip(layers, layers[1:], strict=False)])
+
+
+def _silence_between(layer: _Layer, reader: _Layer) -> bool:
+    """One pass over the units of `layer`, which `reader` reads after a ReLU (and pooling); True if any went."""
+    positions = reader.weight.shape[1] // layer.weight.shape[0]  # columns of the reader for each unit: 16 after flatten
+    by_unit = reader.weight.unflatten(1, (-1, positions))  # [O', O, positions, ...]
+    reads, is_read = layer.rows(), reader.columns().view(-1, positions).any(dim=1)
+    constant, unread = is_read & ~reads, reads & ~is_read
+    if constant.any():
+        # Pooling keeps a constant, and without padding every output position sees all of the kernel.
+        effect = by_unit[:, constant].sum(dim=tuple(range(2, by_unit.dim())))  # [O', constant units]
+        reader.bias += effect @ layer.bias[constant].relu()
+        by_unit[:, constant] = 0
+    layer.weight[unread] = 0
+    layer.bias[~(reads & is_read)] = 0
+    return bool(constant.any() or unread.any())
+
+
+def _build_lenet_300_100(model: LeNet300100, layers: list[_Layer]) -> nn.Module:
+    fc1, fc2, fc3 = layers
+    inputs, hidden1, hidden2 = fc1.columns(), fc1.rows(), fc2.rows()
+    small = _create_like(model, widths=(hidden1, hidden2), inputs=inputs)
+    _copy(small.fc1, fc1.weight[hidden1][:, inputs], fc1.bias[hidden1])
+    _copy(small.fc2, fc2.weight[hidden2][:, hidden1], fc2.bias[hidden2])
+    _copy(small.fc3, fc3.weight[:, hidden2], fc3.bias)
+    return small
+
+
+def _build_lenet5(model: LeNet5, layers: list[_Layer]) -> nn.Module:
+    conv1, conv2, fc1, fc2 = layers
+    filters1, filters2, features, hidden = conv1.rows(), conv2.rows(), fc1.columns(), fc1.rows()
+    positions = len(features) // len(filters2)
+    left = features.view(-1, positions)[filters2].flatten()  # of the features that the smaller network computes
+    small = _create_like(model, widths=(filters1, filters2, hidden), features=left)
+    _copy(small.conv1, conv1.weight[filters1], conv1.bias[filters1])
+    _copy(small.conv2, conv2.weight[filters2][:, filters1], conv2.bias[filters2])
+    _copy(small.fc1, fc1.weight[hidden][:, features], fc1.bias[hidden])
+    _copy(small.fc2, fc2.weight[:, hidden], fc2.bias)
+    return small
+
+
+_BUILDERS: dict[type[nn.Module], Callable[[nn.Module, list[_Layer]], nn.Module]] = {
+    LeNet300100: _build_lenet_300_100,
+    LeNet5: _build_lenet5,
+}
+
+
+def _layers(model: LeNet300100 | LeNet5) -> list[_Layer]:
+    """Copies of the layers; the first linear one reads all inputs again, zeros where the network left some out."""
+    layers = [_Layer.of(name, module) for name, module in model.named_children()]
+    fc1 = next(layer for layer in layers if layer.name == "fc1")
+    if isinstance(model, LeNet5):
+        indices, size = model.features, model.spec.options["image_size"]
+        inputs = model.conv2.out_channels * lenet5_pooled_size(size) ** 2
+    else:
+        indices, inputs = model.inputs, math.prod(model.image_shape)
+    if indices is not None:
+        fc1.weight = fc1.weight.new_zeros(len(fc1.weight), inputs).index_copy_(1, indices, fc1.weight)
+    return layers
+
+
+def _create_like(model: nn.Module, widths: tuple[Tensor, ...], **columns: Tensor) -> nn.Module:
+    """A network of the same kind with as many units as are True in `widths`, that reads the columns that are True."""
+    kept = {"widths": tuple(int(units.sum()) for units in widths)}
+    for name, read in columns.items():
+        kept[name] = None if read.all() else tuple(read.nonzero().flatten().tolist())
+    if 0 in kept["widths"] or any(not read.any() for read in columns.values()):
+        raise InputError(f"nothing is left of a layer: widths {kept['widths']}; cut less, or use the network as it is")
+    spec = model.spec
+    return models.build(replace(spec, options=spec.options | kept))
+
+
+def _copy(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+
+
+def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
+    was_training = model.training
+    expected, found = model.eval()(example), small(example)
+    model.train(was_training)
+    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1))
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"the compacted network differs by {error:.2e} of the largest logit: this is a defect")
+
+
+def main(config: CompactConfig) -> nn.Module:
+    """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
+    model, description = weights.from_pretrained(config.model), weights.read_config(config.model)
+    shape = description["costs"]["image_shape"]
+    images = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    small = compact(model, images)
+    weights.save_pretrained(
+        small,
+        config.output,
+        preprocessing=description["preprocessing"],
+        metrics=description["metrics"],
+        description=f"{description['description']}\n\nCompacted: zeros removed, outputs unchanged.".strip(),
+        example=images[:1],
+        overwrite=config.overwrite,
+    )
+    networks = {"as given": model, "compacted": small}
+    rows = []
+    for name, network in networks.items():
+        folder = Path(config.output if name == "compacted" else config.model)
+        size = (folder / "model.safetensors").stat().st_size
+        rows.append([name, structure(network), f"{costs.count_parameters(network):,}", f"{costs.macs(network, images[:1]):,}", f"{size:,}"])
+    table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
+    if config.repeats:
+        _print_latency(networks, images, config)
+    return small
+
+
+def structure(model: nn.Module) -> str:
+    """Widths in the paper's notation: 353-45-11 for LeNet-300-100 (inputs, hidden units), 5-12-139-13 for LeNet-5."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    filters = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    inputs = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
+    return "-".join(str(width) for width in filters + inputs)
+
+
+def _print_latency(networks: dict[str, nn.Module], images: Tensor, config: CompactConfig) -> None:
+    rows = []
+    for batch in (images[:1], images):
+        timings = latency.compare(networks, batch, repeats=config.repeats)
+        dense, small = timings["as given"], timings["compacted"]
+        faster = latency.speedup(dense, small)
+        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
+        rows.append([f"batch {len(batch)}", f"{dense.median_ms:.3f}", f"{small.median_ms:.3f}", spread])
+    title = f"latency, {dense.environment['device']}, {dense.environment['threads']} threads, float32"
+    table(title, ["batch", "as given, ms", "compacted, ms", "speed-up, median (quartiles)"], rows)
+
+
+if __name__ == "__main__":
+    from deephoyer.cli import compact as script
+
+    script()

@@ -1,0 +1,145 @@
+"""Configurations of the four commands. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+from resless.config import DataConfig, OptimConfig, RunConfig
+from resless.errors import InputError, check, unknown_name
+
+ELEMENT_WISE = ("l1", "hoyer", "hoyer_square", "transformed_l1")
+STRUCTURAL = ("group_lasso", "group_hoyer", "group_hoyer_square")
+
+# What the numbers of the authors' `--reg` stand for, by the kind of network and pruning that the script is for.
+AUTHORS_NUMBERS: dict[str, tuple[str, ...]] = {
+    "element": ("none", *ELEMENT_WISE),
+    "structural-mnist": ("none", "group_lasso", "group_hoyer_square"),
+    "structural-cifar": ("none", *STRUCTURAL),
+}
+
+
+def regulariser_name(given: str, structural: bool, model: str) -> str:
+    """The regulariser that `--reg` means: a name, or one of the authors' numbers.
+
+    Raises:
+        InputError: no such name or number.
+    """
+    if not given.isdigit():
+        known = ("none", *ELEMENT_WISE, *STRUCTURAL)
+        if given not in known:
+            raise unknown_name("regulariser", given, known)
+        return given
+    script = "element" if not structural else "structural-mnist" if model.startswith("lenet") else "structural-cifar"
+    numbers = AUTHORS_NUMBERS[script]
+    if int(given) >= len(numbers):
+        meanings = ", ".join(f"{number} {name}" for number, name in enumerate(numbers))
+        raise InputError(f"--reg is {given}, but the numbers for this kind of pruning are {meanings}")
+    return numbers[int(given)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training with a sparsity regulariser: what `deephoyer-train` does."""
+
+    model: str = "lenet_300_100"
+    """Network, as for resless-train."""
+    pretrained: str | None = None
+    """Model folder of the dense network to start from; None starts from fresh weights."""
+    structural: bool = False
+    """Read the numbers of --reg as those for structural pruning; names need no such help."""
+    reg: Annotated[str, tyro.conf.arg(aliases=["--regulariser"])] = "hoyer_square"
+    """none, l1, hoyer, hoyer_square, transformed_l1 (element by element); group_lasso, group_hoyer, group_hoyer_square
+    (filters and channels); or the authors' number."""
+    strength: Annotated[float, tyro.conf.arg(aliases=["--decay"])] = 0.0
+    """Factor of the regulariser in the loss."""
+    sweep: tuple[float, ...] = ()
+    """Strengths to train with, one run each, for `deephoyer-prune --sweep` to choose from on held-out images."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-3, batch_size=100))
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check(self.strength >= 0, "--strength", self.strength, "0 or more")
+        check(all(value >= 0 for value in self.sweep), "--sweep", self.sweep, "0 or more each")
+        regulariser_name(self.reg, self.structural, self.model)
+
+    @property
+    def regulariser(self) -> str:
+        """Name of the regulariser."""
+        return regulariser_name(self.reg, self.structural, self.model)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Cut, then fine-tune with the zeros fixed: what `deephoyer-prune` does."""
+
+    model: tuple[str, ...]
+    """Model folder to prune; with --sweep there may be several, one a strength."""
+    rule: Literal["elementwise", "group"] = "elementwise"
+    """Cut single weights by magnitude, or filters and input channels by their norm."""
+    threshold: Literal["std", "fixed"] = "std"
+    """Is --sensitivity a factor of each tensor's standard deviation, or the threshold itself?"""
+    sensitivity: float = 0.5
+    """Weights (or groups) up to this size are cut."""
+    sweep: tuple[float, ...] = ()
+    """Sensitivities to compare on held-out images before the best is used; see --target-macs, --max-accuracy-drop."""
+    max_accuracy_drop: float | None = None
+    """Of the sweep's points, take the cheapest whose held-out accuracy is at most so much lower (a fraction) than that
+    of the network before the cut."""
+    target_macs: int | None = None
+    """Of the sweep's points, take the most accurate that needs at most so many MACs an image."""
+    sweep_epochs: int = 0
+    """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-4, batch_size=100))
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check(self.sensitivity >= 0, "--sensitivity", self.sensitivity, "0 or more")
+        check(all(value >= 0 for value in self.sweep), "--sweep", self.sweep, "0 or more each")
+        check(self.sweep_epochs >= 0, "--sweep-epochs", self.sweep_epochs, "0 or more")
+        check(bool(self.model), "--model", self.model, "at least one model folder")
+        drop, macs = self.max_accuracy_drop, self.target_macs
+        check(drop is None or 0 <= drop <= 1, "--max-accuracy-drop", drop, "a fraction from 0 to 1")
+        check(macs is None or macs > 0, "--target-macs", macs, "above 0")
+        if self.sweep:
+            check((drop is None) != (macs is None), "--sweep", self.sweep, "given with --max-accuracy-drop or --target-macs")
+            check(self.data.holdout > 0, "--holdout", self.data.holdout, "above 0 for a sweep, which needs images to judge on")
+        else:
+            check(len(self.model) == 1, "--model", self.model, "one model folder, unless there is a --sweep")
+            check(drop is None and macs is None, "--sweep", self.sweep, "given if a point is to be chosen")
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Make a pruned network physically smaller: what `deephoyer-compact` does."""
+
+    model: str
+    """Model folder of a pruned network."""
+    output: str
+    """Model folder to write."""
+    overwrite: bool = False
+    """Replace the output folder if it exists."""
+    batch_size: int = 256
+    """Larger of the two batch sizes at which both networks are timed."""
+    repeats: int = 30
+    """Interleaved timings of each network; 0 leaves the timing out."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.repeats >= 0, "--repeats", self.repeats, "0 or more")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Accuracy and sparsity of a model folder: what `deephoyer-eval` does."""
+
+    model: str
+    """Model folder."""
+    split: Literal["test", "train"] = "test"
+    """Images to evaluate on."""
+    output: str | None = None
+    """JSON file to write the report to."""
+    data: DataConfig = field(default_factory=DataConfig)

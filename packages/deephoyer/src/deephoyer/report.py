@@ -1,0 +1,109 @@
+"""What is left of a network: per layer, per structure, in MACs; as plain data, as a table, as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless import costs
+from resless.report import histogram, table
+from torch import nn
+
+from deephoyer import method
+from deephoyer.compact import compact, structure
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight tensor [O, I, ...]: how many weights, filters (rows) and channels (columns) are not zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    filters: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights, zero or not."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """A network's layers and totals. MACs are those of one image, of the network and of its compacted form."""
+
+    layers: tuple[LayerReport, ...]
+    weights: int
+    total_weights: int
+    macs: int
+    dense_macs: int
+    structure: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tensors that are cut: weights of convolutions and linear layers, by name."""
+    return {f"{name}.weight": layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def sparsity(model: nn.Module, example: torch.Tensor) -> SparsityReport:
+    """Count what is left of `model`.
+
+    Args:
+        model: a network that `compact` knows.
+        example: one image [1, C, H, W].
+    """
+    layers = tuple(_layer(name, weight) for name, weight in prunable(model).items())
+    small = compact(model, example)
+    return SparsityReport(
+        layers=layers,
+        weights=sum(layer.weights for layer in layers),
+        total_weights=sum(layer.size for layer in layers),
+        macs=costs.macs(small, example),
+        dense_macs=costs.macs(model, example),
+        structure=structure(small),
+    )
+
+
+def print_sparsity(report: SparsityReport, title: str) -> None:
+    """The table of a network's layers, then one line of totals."""
+    rows = [
+        [
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{layer.weights:,}",
+            f"{100 * layer.weights / layer.size:.2f}",
+            f"{layer.filters}/{layer.shape[0]}",
+            f"{layer.channels}/{layer.shape[1]}",
+        ]
+        for layer in report.layers
+    ]
+    table(title, ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)"], rows)
+    print(
+        f"weights {report.weights:,} of {report.total_weights:,} "
+        f"(compression {report.total_weights / max(1, report.weights):.1f} x), structure {report.structure}, "
+        f"MACs {report.macs:,} of {report.dense_macs:,}",
+        flush=True,
+    )
+
+
+def draw_histogram(model: nn.Module, rule: str, thresholds: dict[str, float], path: Path) -> None:
+    """Picture of weight magnitudes (or of filter and channel norms together) around each layer's threshold."""
+    sizes = {}
+    for name, weight in prunable(model).items():
+        groups = torch.cat([method.filter_norms(weight), method.channel_norms(weight)])
+        sizes[name] = (groups if rule == "group" else weight.detach().abs().flatten()).cpu().numpy()
+    what = "L2 norm of filters and channels" if rule == "group" else "magnitude of weights"
+    histogram(sizes, thresholds, path, xlabel=f"log10 of {what}", title=f"{what}; dashed: threshold of the cut")
+
+
+def _layer(name: str, weight: torch.Tensor) -> LayerReport:
+    kept = weight.detach() != 0
+    rows, columns = kept.flatten(1).any(dim=1), kept.transpose(0, 1).flatten(1).any(dim=1)
+    return LayerReport(name, tuple(weight.shape), int(kept.sum()), int(rows.sum()), int(columns.sum()))

@@ -1,0 +1,153 @@
+"""Sweeps: one run a strength, one run a threshold; the accuracy-cost curve on held-out images, and a point of it.
+
+Each point is an ordinary run in a folder of its own, so that an interrupted sweep goes on where it was. The test images
+are read for the chosen point alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from resless import report
+from resless.checkpoint import write_text
+from resless.config import RunConfig
+from resless.errors import InputError
+from resless.run import check_folder
+
+from deephoyer.config import PruneConfig, TrainConfig
+from deephoyer.prune import EmptyLayer, Pruned, prune
+from deephoyer.train import train
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pruned network of a sweep; accuracies are fractions of the held-out images, MACs those of one image."""
+
+    model: str
+    sensitivity: float
+    top1_before: float
+    top1: float
+    macs: int
+    weights: int
+    structure: str
+
+
+def sweep_strengths(config: TrainConfig) -> list[Path]:
+    """Train once for each strength of `--sweep`; returns the model folders, for `deephoyer-prune --sweep`."""
+    root = _open(config.run, f"sweep-{config.model}-{config.regulariser}")
+    folders = []
+    for strength in config.sweep:
+        folder = root / f"strength-{strength:g}"
+        if not (folder / "result.json").exists():
+            train(replace(config, strength=strength, sweep=(), run=_run_in(config.run, folder)), read_test=False)
+        folders.append(folder / "model")
+    print(f"next: deephoyer-prune --model {' '.join(map(str, folders))} --sweep ...", flush=True)
+    return folders
+
+
+def sweep_thresholds(config: PruneConfig) -> Pruned:
+    """Cut every model folder at every sensitivity of `--sweep`, choose a point on held-out images, and prune there."""
+    root = _open(config.run, f"sweep-{config.rule}")
+    points = []
+    for number, model in enumerate(config.model):
+        for sensitivity in config.sweep:
+            point = _measure(config, model, sensitivity, root / f"model-{number}-sensitivity-{sensitivity:g}")
+            points += [point] if point is not None else []
+    best = choose(points, config.max_accuracy_drop, config.target_macs)
+    _write(points, best, root)
+    final = _single(config, best.model, best.sensitivity, root / "chosen")
+    return prune(final)
+
+
+def choose(points: list[Point], max_accuracy_drop: float | None, target_macs: int | None) -> Point:
+    """The cheapest point within the accuracy drop, or the most accurate one within the MACs.
+
+    Raises:
+        InputError: no point is within the limit; the nearest is named.
+    """
+    if not points:
+        raise InputError("every point of the sweep would empty a layer: give lower values to --sweep")
+    if target_macs is not None:
+        within = [point for point in points if point.macs <= target_macs]
+        if not within:
+            least = min(point.macs for point in points)
+            raise InputError(f"no point has at most {target_macs:,} MACs, the least is {least:,}: sweep higher values")
+        return max(within, key=lambda point: (point.top1, -point.macs))
+    reference = max(point.top1_before for point in points)
+    within = [point for point in points if reference - point.top1 <= max_accuracy_drop]
+    if not within:
+        least = reference - max(point.top1 for point in points)
+        raise InputError(f"no point loses at most {max_accuracy_drop:g}, the least is {least:.4f}: sweep lower values")
+    return min(within, key=lambda point: (point.macs, point.weights))
+
+
+def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path) -> Point | None:
+    """The point's measurements, read from its run folder if it is done; None if the cut would empty a layer."""
+    if not (folder / "result.json").exists():
+        point = _single(config, model, sensitivity, folder)
+        point = replace(point, optim=replace(point.optim, epochs=config.sweep_epochs))
+        try:
+            prune(point, read_test=False)
+        except EmptyLayer as error:
+            print(f"{model} at {sensitivity:g}: {error}", flush=True)
+            return None
+    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Point(
+        model=model,
+        sensitivity=sensitivity,
+        top1_before=found["held_out_top1_before"],
+        top1=found["held_out_top1_tuned"],
+        macs=found["macs"],
+        weights=found["weights"],
+        structure=found["structure"],
+    )
+
+
+def _write(points: list[Point], best: Point, root: Path) -> None:
+    """`sweep.json`, the table and the picture; the chosen point is marked."""
+    record = {"points": [asdict(point) for point in points], "chosen": asdict(best)}
+    write_text(root / "sweep.json", json.dumps(record, indent=1) + "\n")
+    rows = [
+        [
+            f"{point.model} @ {point.sensitivity:g}" + (" <- chosen" if point == best else ""),
+            f"{100 * point.top1:.2f}",
+            f"{point.weights:,}",
+            f"{point.macs:,}",
+            point.structure,
+        ]
+        for point in points
+    ]
+    report.table("held-out images", ["model @ sensitivity", "top-1 %", "weights", "MACs", "structure"], rows)
+    drawing, axes = report.figure()
+    for model in dict.fromkeys(point.model for point in points):
+        line = [(point.macs, 100 * point.top1) for point in points if point.model == model]
+        axes.plot(*zip(*line, strict=True), marker="o", label=model)
+    axes.plot(best.macs, 100 * best.top1, marker="*", markersize=16, linestyle="", color="black", label="chosen")
+    axes.set(xscale="log", xlabel="MACs an image", ylabel="top-1 % on held-out images")
+    axes.legend(frameon=False, fontsize=7)
+    report.save(drawing, root / "sweep.png")
+
+
+def _single(config: PruneConfig, model: str, sensitivity: float, folder: Path) -> PruneConfig:
+    """The configuration of one point."""
+    return replace(
+        config,
+        model=(model,),
+        sensitivity=sensitivity,
+        sweep=(),
+        max_accuracy_drop=None,
+        target_macs=None,
+        run=_run_in(config.run, folder),
+    )
+
+
+def _run_in(run: RunConfig, folder: Path) -> RunConfig:
+    return replace(run, run_dir=str(folder), resume="auto", overwrite=False)
+
+
+def _open(run: RunConfig, label: str) -> Path:
+    root = Path(run.run_dir or Path("runs") / label)
+    check_folder(root, run)
+    return root

@@ -1,0 +1,77 @@
+"""Training with a sparsity regulariser (DeepHoyer, section 4): the loop behind `deephoyer-train`.
+
+    loss = cross-entropy + strength · Σ R(w)
+
+Runs on one process, or on several by `accelerate launch -m deephoyer.train --recipe lenet5-element`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from resless import models, optim, weights
+from resless.data.pipeline import Pipeline
+from resless.evaluate import evaluate
+from resless.run import Run
+from torch import nn
+
+from deephoyer import method
+from deephoyer.config import STRUCTURAL, TrainConfig
+from deephoyer.report import prunable
+
+
+def train(config: TrainConfig, *, read_test: bool = True) -> Path:
+    """Train `config.model` with the regulariser and write the run folder; returns its model folder."""
+    models.check_name(config.model)
+    with Run(config, "deephoyer-train", f"deephoyer-{config.model}-{config.regulariser}-{config.strength:g}") as run:
+        data = Pipeline(config.data, config.run.seed, run.shards)
+        batches = data.training(config.optim.batch_size)
+        model = models.create_for(config.model, data.train)
+        if config.pretrained is not None:
+            weights.load(model, config.pretrained)
+        regularised = regularised_tensors(model, config.regulariser)
+        optimizer = optim.build(model.parameters(), config.optim)
+        model, optimizer = run.prepare(model, optimizer)
+
+        for epoch in run.epochs(config.optim.epochs):
+            optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))
+            model.train()
+            for images, labels in run.steps(batches):
+                logits = model(images)
+                cross_entropy = F.cross_entropy(logits, labels)
+                loss, penalty = cross_entropy, torch.zeros(())
+                if regularised:
+                    penalty = method.penalty(regularised, config.regulariser)
+                    loss = cross_entropy + config.strength * penalty
+                run.accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                run.track(loss=loss, penalty=penalty, accuracy=(logits.argmax(dim=1) == labels).float().mean())
+            if config.data.holdout:
+                found = evaluate(model, data.held_out(), run.accelerator)
+                run.log(held_out_top1=found.top1, held_out_loss=found.loss)
+
+        metrics = {}
+        if read_test:  # once, here, and nothing is chosen by it
+            metrics = asdict(evaluate(model, data.evaluation(data.test), run.accelerator))
+            run.say(f"accuracy on {metrics['images']:,} test images {100 * metrics['top1']:.2f} %, nothing cut yet")
+        folder = run.finish(model, metrics=metrics, preprocessing=data.preprocessing, example=data.example)
+        run.say(f"next: deephoyer-prune --model {folder}")
+    return folder
+
+
+def regularised_tensors(model: nn.Module, regulariser: str) -> list[nn.Parameter]:
+    """What the regulariser is summed over: element-wise every parameter, biases included; structural the weights of
+    convolutions and linear layers; nothing for `none`."""
+    if regulariser == "none":
+        return []
+    return list(prunable(model).values() if regulariser in STRUCTURAL else model.parameters())
+
+
+if __name__ == "__main__":
+    from deephoyer.cli import train as script
+
+    script()

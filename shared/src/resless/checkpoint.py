@@ -1,0 +1,220 @@
+"""Training state on disk: written whole or not at all, verified before it is used, thinned out only afterwards.
+
+A checkpoint is a folder `checkpoints/epoch_0012` (12 epochs done) or `checkpoints/epoch_0012_step_000340` (340 steps
+into the 13th), with
+
+    manifest.json   format, world size, configuration, and the SHA-256 of each file
+    state.pt        what all processes share: weights, optimiser, progress, whatever the loop registered
+    rank_0.pt ...   what each process has for itself: random number generators, module buffers
+
+It is written to a temporary folder, synchronised to disk and renamed; then the file `last` names it; then older ones
+go. A kill at any moment therefore leaves the previous checkpoint or the new one. Files are loaded with torch's
+weights-only reader: a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resless.config import changed_fields
+from resless.errors import InputError
+
+FORMAT = 1
+LAST = "last"
+
+
+def save(
+    root: Path,
+    name: str,
+    *,
+    shared: dict[str, Any],
+    own: dict[str, Any],
+    config: dict[str, Any],
+    rank: int,
+    world_size: int,
+    barrier: Callable[[], None],
+    keep: int,
+) -> Path:
+    """Write the checkpoint `root/name`; every process calls this. `shared` is written by process 0 alone.
+
+    Args:
+        root: the run's checkpoint folder, on a file system that all processes see.
+        name: folder name, sorting by progress.
+        shared: state that is the same on all processes; tensors, containers and plain values.
+        own: state of this process.
+        config: configuration as by `resless.config.as_dict`, compared on resume.
+        rank, world_size, barrier: this process, their number, and how they wait for each other.
+        keep: number of newest checkpoints that stay.
+    """
+    target, temporary = root / name, root / f".writing-{name}"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    _write(temporary / f"rank_{rank}.pt", own)
+    if rank == 0:
+        _write(temporary / "state.pt", shared)
+    barrier()
+    if rank == 0:
+        files = sorted(temporary.iterdir())
+        manifest = {
+            "format": FORMAT,
+            "world_size": world_size,
+            "config": config,
+            "sha256": {file.name: _sha256(file) for file in files},
+        }
+        write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        _sync_folder(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        write_text(root / LAST, name)
+        _retain(root, keep)
+    barrier()
+    return target
+
+
+def find(root: Path) -> list[Path]:
+    """All finished checkpoints below `root`, newest first, damaged ones included."""
+    return sorted((path for path in root.glob("epoch_*") if path.is_dir()), key=lambda path: path.name, reverse=True)
+
+
+def newest_good(root: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; each damaged one is named through `report` and skipped."""
+    for folder in find(root):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        report(f"checkpoint {folder} is damaged ({fault}): skipped")
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None if every hash of its manifest agrees."""
+    try:
+        manifest = _manifest(folder)
+        hashes, ranks = manifest["sha256"], range(manifest["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json cannot be read"
+    # Each process has a file of its own: were one missing, its random numbers would silently start anew.
+    for name in ["state.pt", *(f"rank_{rank}.pt" for rank in ranks)]:
+        if name not in hashes:
+            return f"manifest.json does not list {name}"
+    for name, digest in hashes.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            return f"{name} is missing"
+        if _sha256(file) != digest:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def check(folder: Path, *, world_size: int, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint that this run cannot go on from.
+
+    Raises:
+        InputError: it is damaged, was written by another number of processes, or with another configuration.
+    """
+    fault = damage(folder)
+    if fault is not None:
+        raise InputError(f"checkpoint {folder} is damaged ({fault}): resume from another one, or with --resume auto")
+    manifest = _manifest(folder)
+    if manifest["world_size"] != world_size:
+        raise InputError(
+            f"checkpoint {folder} was written by {manifest['world_size']} processes (world size), but this run has "
+            f"{world_size}: start as many"
+        )
+    changes = changed_fields(manifest["config"], config)
+    if changes:
+        what = ", ".join(f"{name} = {old!r} (now {new!r})" for name, (old, new) in changes.items())
+        raise InputError(f"checkpoint {folder} was trained with {what}: give the same, or start anew")
+
+
+def load(folder: Path, *, rank: int, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(shared state, state of the process `rank`) of a checkpoint that `check` accepted."""
+    return _read(folder / "state.pt", device), _read(folder / f"rank_{rank}.pt", torch.device("cpu"))
+
+
+def rng_state() -> dict[str, Any]:
+    """The random number generators of this process: Python's, NumPy's, torch's on the CPU and on its GPU."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically: temporary file, synchronised, renamed."""
+    temporary = path.with_name(f".writing-{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _retain(root: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what killed writers left behind."""
+    for folder in [*find(root)[keep:], *root.glob(".writing-epoch_*")]:
+        shutil.rmtree(folder)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is not a training state: {str(error).splitlines()[0]}") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""From a command line to a frozen configuration, and from bad input to one sentence. Free of torch until parsed.
+
+`--recipe NAME` chooses the instance whose values are the defaults, so that `--help` shows the real ones. Where no
+recipe is named, `--model NAME` chooses the recipe of that name, if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from resless.errors import InputError, unknown_name
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config_type: type[Config],
+    recipes: Mapping[str, Config],
+    *,
+    prog: str,
+    description: str,
+    args: Sequence[str] | None = None,
+) -> Config:
+    """The configuration that the arguments ask for.
+
+    Args:
+        config_type: a frozen dataclass; its nested dataclasses give options without a prefix.
+        recipes: named instances; may be empty.
+        prog: name of the console script.
+        description: first lines of the help.
+        args: arguments; None takes those of the process.
+
+    Raises:
+        InputError: the recipe does not exist, or a value is refused.
+        SystemExit: with code 2 for arguments that cannot be parsed, with 0 after `--help`.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    default, rest = _choose_recipe(recipes, args)
+    if recipes:
+        description += f" Recipes (--recipe NAME): {', '.join(recipes)}."
+    return tyro.cli(
+        config_type,
+        args=rest,
+        default=default,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any, list[str]]:
+    """The recipe's instance (tyro's marker for "none" if there is none), and the arguments without `--recipe`."""
+    selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    selector.add_argument("--recipe")
+    selector.add_argument("--model", nargs="?")
+    chosen, _ = selector.parse_known_args(args)
+    rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    rest.add_argument("--recipe")
+    _, others = rest.parse_known_args(args)
+    name = chosen.recipe or (chosen.model if chosen.model in recipes else None)
+    if name is None:
+        return tyro.MISSING_NONPROP, others
+    if name not in recipes:
+        raise unknown_name("recipe", name, recipes)
+    return recipes[name], others
+
+
+def main(command: Callable[[], None]) -> None:
+    """Run a console script: bad input becomes one sentence on standard error and exit code 2."""
+    try:
+        command()
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"[process {rank}] "
+        print(f"error: {where}{error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def train() -> None:
+    """Console script `resless-train`."""
+
+    def command() -> None:
+        from resless.config import TrainConfig
+        from resless.recipes import TRAIN
+
+        config = parse(
+            TrainConfig, TRAIN, prog="resless-train", description="Train a dense network, the baseline of all methods."
+        )
+        from resless.train import train
+
+        train(config)
+
+    main(command)
+
+
+def evaluate() -> None:
+    """Console script `resless-eval`."""
+
+    def command() -> None:
+        from resless.config import EvalConfig
+
+        config = parse(EvalConfig, {}, prog="resless-eval", description="Accuracy and cost of a trained network.")
+        from resless.evaluate import main as evaluate
+
+        evaluate(config)
+
+    main(command)

@@ -1,0 +1,189 @@
+"""The pieces that every configuration is made of: data, optimiser, run. Free of torch, so that `--help` is instant.
+
+A configuration is a frozen dataclass; the string under a field is its help text. Values are checked when it is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from resless.errors import check
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are prepared."""
+
+    dataset: str = "digits"
+    """Name (digits, mnist, cifar10, cifar100, svhn, imagenet), hub id (owner/name), or local folder."""
+    data_dir: str | None = None
+    """Folder that holds the data set; None looks it up on the hub. `digits` comes with the package."""
+    image_column: str | None = None
+    """Column that holds the images; None takes the data set's usual one."""
+    label_column: str | None = None
+    """Column that holds the labels; None takes the data set's usual one."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized when they are decoded; None keeps their own size."""
+    holdout: float = 0.0
+    """Fraction of the training images, seeded and stratified, that is held out for selection."""
+    pad: int = 0
+    """Pixels of zero padding around an image before a random crop of its own size; 0 switches the crop off."""
+    flip: bool = False
+    """Flip images left to right at random."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
+        check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
+        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule. Batch sizes are global: over all processes together."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Update rule."""
+    lr: Annotated[float, tyro.conf.arg(aliases=["--learning-rate"])] = 0.1
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: Annotated[float, tyro.conf.arg(aliases=["--wd"])] = 0.0
+    """Weight decay."""
+    batch_size: int = 128
+    """Images in one step, over all processes."""
+    epochs: int = 10
+    """Passes over the training images."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the learning rate falls: by `gamma` at each milestone, or along half a cosine to zero."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """Factor at each milestone."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "--lr", self.lr, "above 0")
+        check(0 <= self.momentum < 1, "--momentum", self.momentum, "at least 0 and below 1")
+        check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.epochs >= 0, "--epochs", self.epochs, "0 or more")
+        check(0 < self.gamma <= 1, "--gamma", self.gamma, "above 0 and at most 1")
+        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        check(increasing and all(m > 0 for m in self.milestones), "--milestones", self.milestones, "increasing epochs")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What surrounds a loop: where it writes, how it is seeded, saved and resumed."""
+
+    run_dir: str | None = None
+    """Folder of this run; None makes one under runs/ from the command, the model and the data set."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and splits."""
+    resume: str | None = None
+    """`auto` goes on from the newest good checkpoint of the run folder; a checkpoint folder goes on from there."""
+    overwrite: bool = False
+    """Delete the run folder if it exists, and start anew."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of forward passes (autocast); bf16 is about twice as fast on CPUs that have it, and on GPUs."""
+    channels_last: bool = False
+    """Keep images and convolution weights in channels_last layout: faster convolutions on CPU and GPU."""
+    checkpoint_epochs: int = 1
+    """Epochs between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints inside an epoch; None saves at the end of epochs only."""
+    keep_checkpoints: int = 2
+    """Number of newest checkpoints to keep."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that Accelerate should also write to, such as tensorboard or wandb, where installed."""
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, "--seed", self.seed, "0 or more")
+        check(self.checkpoint_epochs > 0, "--checkpoint-epochs", self.checkpoint_epochs, "1 or more")
+        steps = self.checkpoint_steps
+        check(steps is None or steps > 0, "--checkpoint-steps", steps, "1 or more")
+        check(self.keep_checkpoints > 0, "--keep-checkpoints", self.keep_checkpoints, "1 or more")
+        check(not (self.resume and self.overwrite), "--overwrite", True, "left out together with --resume")
+
+
+# Changing one of these between a run and its resumption does not change the result.
+FREE_ON_RESUME = frozenset(
+    "data_dir run_dir resume overwrite checkpoint_epochs checkpoint_steps keep_checkpoints trackers".split()
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Dense training of one network: what `resless-train` does."""
+
+    model: str = "lenet_300_100"
+    """Network: lenet_300_100, lenet5, resnet20, resnet32, ... (any depth 6n+2, or 9n+2 with bottlenecks)."""
+    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
+    """How a CIFAR ResNet changes stage: 1x1 convolution, every second pixel, or 2x2 average; None means conv."""
+    pretrained: str | None = None
+    """Model folder, or foreign checkpoint, whose weights the training starts from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation of one model folder or foreign checkpoint: what `resless-eval` does."""
+
+    model: str
+    """Model folder, or the name of a network for `--weights`."""
+    weights: str | None = None
+    """Foreign checkpoint to load into the network that `--model` names."""
+    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
+    """Shortcut of that network, as for training."""
+    split: Literal["test", "train"] = "test"
+    """Images to evaluate on."""
+    batch_size: int = 500
+    """Images in one step, over all processes."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, on the scale 0..1; None takes the model folder's, else the data set's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward passes."""
+    channels_last: bool = False
+    """Layout of images and convolution weights."""
+    output: str | None = None
+    """JSON file to write the result to."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check((self.mean is None) == (self.std is None), "--std", self.std, "given together with --mean")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The configuration as nested dictionaries of JSON values."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in _items(config)}
+
+
+def _items(config: Any) -> list[tuple[str, Any]]:
+    values = ((entry.name, getattr(config, entry.name)) for entry in dataclasses.fields(config))
+    return [(name, as_dict(value) if dataclasses.is_dataclass(value) else value) for name, value in values]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat.update(nested)
+    return flat
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ between two configurations (as by `as_dict`), those free on resume left out: (old, new)."""
+    old, new = flatten(old), flatten(new)
+    names = [name for name in {**old, **new} if name.rsplit(".", 1)[-1] not in FREE_ON_RESUME]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}

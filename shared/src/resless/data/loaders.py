@@ -1,0 +1,199 @@
+"""Batches of images in memory.
+
+Order, crops and flips are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch among any number
+of processes, is exact by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resless.data.augment import crop_flip, normalise
+from resless.data.images import Images
+from resless.errors import InputError, check
+
+_ORDER = -1  # takes the step's place in the seed of an epoch's order
+
+
+class Batches:
+    """Shuffled, augmented training batches.
+
+    `batch_size` is that of all processes together; each global batch is drawn as a whole and process `rank` gets its
+    contiguous part of it. `indices` (int64) restricts to a part of the data. `mean` and `std` are per channel on the
+    [0, 1] scale; `pixel_mean` (float [C, H, W], same scale) replaces `mean`. `pad` shifts each image by up to so many
+    pixels in each direction, filling with black; `flip` mirrors half of the images. Without `shuffle` the images come
+    in the order of `indices`; with `drop_last` an incomplete last batch is left out.
+
+    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        batch_size: int,
+        *,
+        indices: Tensor | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pixel_mean: Tensor | None = None,
+        pad: int = 0,
+        flip: bool = False,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        channels_last: bool = False,
+    ) -> None:
+        self._indices = torch.arange(len(data)) if indices is None else indices
+        self.num_images = len(self._indices)
+        self.batch_size = batch_size
+        check_batch_size(batch_size, self.num_images, world_size)
+        check(pad >= 0, "pad", pad, "at least 0 pixels")
+        remainder = self.num_images % batch_size
+        if not drop_last and 0 < remainder < world_size:
+            raise InputError(f"the last batch of {remainder} images cannot be shared by {world_size} processes")
+        self.steps_per_epoch = self.num_images // batch_size + (not drop_last and remainder > 0)
+        self._source = _Source(data, mean, std, pixel_mean, device, channels_last)
+        self._pad, self._flip, self._seed, self._shuffle = pad, flip, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
+        order = self._order(epoch)
+        for step in range(start_step, self.steps_per_epoch):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            share = share_of(len(chosen), self._rank, self._world_size)
+            images, labels = self._source.fetch(chosen[share])
+            if self._pad or self._flip:
+                images = self._augment(images, epoch, step, len(chosen), share)
+            yield self._source.normalise(images), labels
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self._shuffle:
+            return self._indices
+        return self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
+
+    def _augment(self, images: Tensor, epoch: int, step: int, count: int, share: slice) -> Tensor:
+        # Drawn on the CPU, so that every device sees the same batches; for the global batch, so that every rank does.
+        random = generator(self._seed, epoch, step)
+        offsets = torch.randint(0, 2 * self._pad + 1, (2, count), generator=random)
+        flips = torch.rand(count, generator=random) < (0.5 if self._flip else 0.0)
+        drawn = torch.cat([offsets, flips[None]])[:, share]
+        top, left, flip = _to(drawn, images.device)
+        return crop_flip(images, top, left, flip.bool(), self._pad)
+
+
+class EvalBatches:
+    """Every image exactly once over all processes, in order, unaugmented; arguments as of `Batches`.
+
+    A process may get one batch fewer than another. Iterating yields float32 [n, C, H, W] and int64 [n], n >= 1.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        batch_size: int,
+        *,
+        indices: Tensor | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pixel_mean: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        check(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        indices = torch.arange(len(data)) if indices is None else indices
+        self.num_images = len(indices)
+        self._chosen = shares(indices, batch_size, rank, world_size)
+        self._source = _Source(data, mean, std, pixel_mean, device, channels_last)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in self._chosen:
+            images, labels = self._source.fetch(chosen)
+            yield self._source.normalise(images), labels
+
+
+class _Source:
+    """Fetches images by index onto the device and normalises them there."""
+
+    def __init__(
+        self,
+        data: Images,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pixel_mean: Tensor | None,
+        device: torch.device | str,
+        channels_last: bool,
+    ) -> None:
+        self._data = data
+        self._device = torch.device(device)
+        self._mean, self._std = statistics(data.images.shape[1], mean, std, pixel_mean, self._device)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [n, C, H, W] and int64 [n] on the device. index_select is ten times as fast as data[chosen]."""
+        images = self._data.images.index_select(0, chosen)
+        return _to(images, self._device), _to(self._data.labels.index_select(0, chosen), self._device)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        # The layout is changed while a pixel is one byte: four times cheaper than afterwards.
+        return normalise(images.contiguous(memory_format=self._format), self._mean, self._std)
+
+
+def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:
+    """Raises InputError unless world_size processes can share batches of `batch_size` out of `num_images`."""
+    check(1 <= batch_size <= num_images, "batch_size", batch_size, f"from 1 to the number of images, {num_images}")
+    check(batch_size % world_size == 0, "batch_size", batch_size, f"a multiple of the {world_size} processes")
+
+
+def statistics(
+    channels: int, mean: Sequence[float], std: Sequence[float], pixel_mean: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean ([C, 1, 1], or [C, H, W] where there is a pixel_mean) and standard deviation [C, 1, 1] on the device."""
+    for field, values in (("mean", mean), ("std", std)):
+        check(len(values) == channels, field, tuple(values), f"one number for each of {channels} channels")
+    check(min(std) > 0, "std", tuple(std), "greater than 0")
+    means = torch.tensor(mean).view(channels, 1, 1) if pixel_mean is None else pixel_mean
+    return means.to(device), torch.tensor(std).view(channels, 1, 1).to(device)
+
+
+def generator(*keys: int) -> torch.Generator:
+    """A CPU generator whose numbers depend on all the keys."""
+    return torch.Generator().manual_seed(mix(*keys))
+
+
+def mix(*keys: int) -> int:
+    """One well mixed 63-bit seed from several integers."""
+    words = [key % 2**64 for key in keys]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+def share_of(count: int, rank: int, world_size: int) -> slice:
+    """The contiguous part of `count` images that belongs to `rank`; the parts of all ranks cover every image once."""
+    return slice(count * rank // world_size, count * (rank + 1) // world_size)
+
+
+def shares(indices: Tensor, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+    """This rank's non-empty share of every batch of `batch_size` indices."""
+    parts = (part[share_of(len(part), rank, world_size)] for part in indices.split(batch_size))
+    return [part for part in parts if len(part)]
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting: a pinned copy lets the transfer overlap with the step before."""
+    if device.type == "cpu":
+        return tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,176 @@
+"""Batches for data of ImageNet's size: worker processes decode and transform, the device normalises.
+
+Each image's transform draws from a generator seeded by (seed, epoch, index), and the order by (seed, epoch): batches do
+not depend on the number of workers, and resuming in the middle of an epoch is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from resless.data.augment import normalise
+from resless.data.loaders import check_batch_size, generator, mix, share_of, shares, statistics
+from resless.data.sources import Samples
+from resless.errors import InputError, check
+
+_ORDER = -1
+_PREFETCH_FACTOR = 4
+
+Transform = Callable[[Tensor], Tensor]
+"""uint8 [C, H, W] of any size -> uint8 [C, size, size]; draws from torch's default CPU generator only."""
+
+
+def train_transform(size: int = 224) -> Transform:
+    """A random part of the image resized to `size`, mirrored half of the time."""
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+
+
+def eval_transform(size: int = 224, resize: int = 256) -> Transform:
+    """The shorter side resized to `resize`, then the central `size` x `size` pixels."""
+    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+
+
+class StreamBatches:
+    """Shuffled training batches, decoded by worker processes; the interface of `Batches`.
+
+    `batch_size` is that of all processes together, `num_workers` that of this process (0: decode in this process).
+    The incomplete last batch of an epoch is left out. Workers stay alive from epoch to epoch.
+
+    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
+    while iterating, for an image that cannot be decoded, naming its file.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        indices: Tensor | None = None,
+        transform: Transform | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        num_workers: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self._indices = torch.arange(len(samples)) if indices is None else indices
+        self.num_images = len(self._indices)
+        self.batch_size = batch_size
+        check_batch_size(batch_size, self.num_images, world_size)
+        self.steps_per_epoch = self.num_images // batch_size
+        self._seed = seed
+        self._share = share_of(batch_size, rank, world_size)
+        self._plan: list[list[_Item]] = []
+        decoder = _Decoder(samples, transform or train_transform(), seed)
+        self._stream = _Stream(decoder, self._plan, num_workers, mean, std, device, channels_last)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
+        order = self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
+        batches = order.split(self.batch_size)[start_step : self.steps_per_epoch]
+        self._plan[:] = [[(epoch, index) for index in batch[self._share].tolist()] for batch in batches]
+        return iter(self._stream)
+
+
+class StreamEvalBatches:
+    """Every image exactly once over all processes, in order; the interface of `EvalBatches`, decoded by workers."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        indices: Tensor | None = None,
+        transform: Transform | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_workers: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        check(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        indices = torch.arange(len(samples)) if indices is None else indices
+        self.num_images = len(indices)
+        plan = [[(0, index) for index in part.tolist()] for part in shares(indices, batch_size, rank, world_size)]
+        self._len = len(plan)
+        decoder = _Decoder(samples, transform or eval_transform(), seed=0)
+        self._stream = _Stream(decoder, plan, num_workers, mean, std, device, channels_last)
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._stream)
+
+
+_Item = tuple[int, int]  # epoch and index of an image
+
+
+class _Decoder(torch.utils.data.Dataset):
+    """Runs in the workers: the images and labels of one batch, or the error that the main process is to raise."""
+
+    def __init__(self, samples: Samples, transform: Transform, seed: int) -> None:
+        self._samples, self._transform, self._seed = samples, transform, seed
+
+    def __getitems__(self, items: Sequence[_Item]) -> tuple[Tensor, Tensor] | InputError:
+        try:
+            images = torch.stack([self._image(epoch, index) for epoch, index in items])
+        except InputError as error:
+            return error  # raised here, it would arrive wrapped in a traceback of the worker
+        return images, torch.from_numpy(self._samples.labels[[index for _, index in items]])
+
+    def _image(self, epoch: int, index: int) -> Tensor:
+        image = self._samples.image(index)
+        with torch.random.fork_rng(devices=[]):  # without workers this is the training process: leave its state alone
+            torch.default_generator.manual_seed(mix(self._seed, epoch, index))
+            return self._transform(image)
+
+
+class _Stream:
+    """A DataLoader over the planned batches; what it yields is on the device and normalised."""
+
+    def __init__(
+        self,
+        decoder: _Decoder,
+        plan: list[list[_Item]],
+        num_workers: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        channels_last: bool,
+    ) -> None:
+        check(num_workers >= 0, "num_workers", num_workers, "at least 0")
+        self._device = torch.device(device)
+        self._mean, self._std = statistics(len(mean), mean, std, None, self._device)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._loader: DataLoader[Any] = DataLoader(
+            decoder,
+            batch_sampler=plan,  # read anew at the start of every iteration, persistent workers or not
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            pin_memory=self._device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            prefetch_factor=_PREFETCH_FACTOR if num_workers > 0 else None,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._loader:
+            if isinstance(batch, InputError):
+                raise batch
+            images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
+            yield normalise(images.contiguous(memory_format=self._format), self._mean, self._std), labels
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

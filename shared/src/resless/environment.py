@@ -1,0 +1,54 @@
+"""Where a number was measured: commit, versions, device, precision of the machine's arithmetic."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DISTRIBUTIONS = ("resless", "torch", "torchvision", "accelerate", "datasets", "numpy")
+
+
+def environment(source: Path | None = None) -> dict[str, Any]:
+    """Facts that belong beside every measured number, as JSON values.
+
+    Args:
+        source: a folder of the git checkout whose commit is meant; None takes that of this module, if it is in one.
+    """
+    return {
+        "commit": _commit(source or Path(__file__).parent),
+        "versions": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+
+
+def device_name() -> str:
+    """The GPU's name if there is one, else the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str | None:
+    """Commit of the checkout that holds `folder`, with "+" if files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -1,0 +1,30 @@
+"""The one exception that stands for bad input, and the sentence for a name that does not exist. Free of torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used.
+
+    Not a ValueError: argument parsers turn those into messages of their own.
+
+    The message is one sentence: what, which value, what is allowed, what to do next. Console scripts print it and
+    exit with code 2, without a traceback.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in `known`, with the nearest names first."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+def check(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raise InputError naming field, value and what is allowed, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{field} is {value!r}, but must be {allowed}")

@@ -1,0 +1,108 @@
+"""Rich tables and matplotlib pictures: how results are shown, never what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.table import Table
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    result = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*(str(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:  # a log keeps the whole table: lines are not cut to 80 columns
+        console = Console(width=200)
+    console.print(result)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same as a Markdown table, for README files."""
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """An empty picture and its axes, sizes in inches; drawn without a display and without global state."""
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    style(axes)
+    return drawing, axes
+
+
+def style(axes: Axes) -> None:
+    """A light grid, no frame on the right and above, and our colours."""
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_prop_cycle(color=COLOURS)
+
+
+def save(drawing: Figure, path: Path) -> None:
+    """Write a picture as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=150)
+
+
+def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Training curves from the lines of `metrics.jsonl`: losses on the left, accuracies on the right.
+
+    Metrics whose name ends in `loss` or in `accuracy` or `top1` are drawn; a run without epochs gives no picture.
+    """
+    if not records:
+        return
+    names = {name: None for record in records for name in record}  # in order of appearance
+    losses = [name for name in names if name.endswith("loss")]
+    accuracies = [name for name in names if name.endswith(("accuracy", "top1"))]
+    drawing = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(drawing)
+    for axes, group, label in zip(drawing.subplots(1, 2), (losses, accuracies), ("loss", "accuracy"), strict=True):
+        style(axes)
+        for name in group:
+            points = [(record["epoch"], record[name]) for record in records if name in record]
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 20 else "")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if group:
+            axes.legend(frameon=False)
+    save(drawing, path)
+
+
+def histogram(
+    values: Mapping[str, np.ndarray], thresholds: Mapping[str, float], path: Path, *, xlabel: str, title: str
+) -> None:
+    """One row a layer: a histogram of log10 of `values`, with the layer's threshold as a dashed line.
+
+    Exact zeros have no logarithm; their number stands in the row's corner.
+    """
+    drawing = Figure(figsize=(7, 1.2 + 1.3 * len(values)), layout="constrained")
+    FigureCanvasAgg(drawing)
+    rows = np.atleast_1d(drawing.subplots(len(values), 1, sharex=True))
+    for axes, (name, layer) in zip(rows, values.items(), strict=True):
+        style(axes)
+        positive = layer[layer > 0]
+        axes.hist(np.log10(positive), bins=80, color=COLOURS[0], log=True)
+        if thresholds[name] > 0:
+            axes.axvline(np.log10(thresholds[name]), color=COLOURS[1], linestyle="--")
+        kept = int((layer > thresholds[name]).sum())
+        note = f"{name}: {kept:,} of {layer.size:,} kept, {layer.size - positive.size:,} exactly 0"
+        axes.set_title(note, fontsize=8, loc="left")
+    rows[-1].set_xlabel(xlabel)
+    drawing.suptitle(title, fontsize=10)
+    save(drawing, path)

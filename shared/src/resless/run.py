@@ -1,0 +1,436 @@
+"""One run: its folder, Accelerator, seeds, progress, metrics, checkpoints, signals; all that is around a loop.
+
+    with Run(config, "resless-train", label) as run:
+        ...                                              # data, model, optimiser
+        model, optimizer = run.prepare(model, optimizer)
+        for epoch in run.epochs(config.optim.epochs):
+            for images, labels in run.steps(batches):
+                ...                                      # one step of the method
+                run.track(loss=loss, accuracy=accuracy)
+            run.log(held_out=...)
+        run.finish(model, metrics=...)
+
+The run folder holds `config.json`, `env.json`, `metrics.jsonl` (one line an epoch), `curves.png`, `result.json`,
+`checkpoints/` and `model/`. Until `prepare` nothing is written: bad input leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
+
+from resless import checkpoint, report, weights
+from resless.config import RunConfig, as_dict, changed_fields, flatten
+from resless.data.pipeline import Shards
+from resless.environment import environment
+from resless.errors import InputError
+from resless.evaluate import average_buffers
+from resless.progress import ProgressReport
+
+LOSS_CHECK_STEPS = 20  # reading a loss waits for the device, so several are read at once
+SIGNAL_CHECK_STEPS = 10  # with several processes, agreeing to stop costs a reduction
+
+
+class HasRun(Protocol):
+    """A configuration with a `run` part."""
+
+    run: RunConfig
+
+
+class Stateful(Protocol):
+    """Anything a loop carries from step to step and that a resumed run must have again."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class TrainingBatches(Protocol):
+    """Batches of this process, a pure function of epoch and step."""
+
+    batch_size: int
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterable[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+class Run:
+    """One run of one command.
+
+    Args:
+        config: the command's whole configuration.
+        command: name of the console script, for the records.
+        label: name of the folder below `runs/` where `--run-dir` names none.
+
+    Raises:
+        InputError: the run folder exists already, or cannot be resumed from.
+    """
+
+    def __init__(self, config: HasRun, command: str, label: str) -> None:
+        self.config, self.settings, self.command = config, config.run, command
+        self.folder = Path(self.settings.run_dir or Path("runs") / label)
+        check_folder(self.folder, self.settings)
+        self.accelerator = Accelerator(
+            mixed_precision=self.settings.mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            log_with=list(self.settings.trackers) or None,
+            project_dir=str(self.folder),
+        )
+        # The same on all processes until the weights are built; `prepare` makes the processes differ.
+        set_seed(self.settings.seed)
+        self.epoch, self.step = 0, 0
+        self._totals: dict[str, torch.Tensor] = {}
+        self._unchecked_losses: list[torch.Tensor] = []
+        self._record: dict[str, Any] = {}
+        self._signal: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+        self._progress: ProgressReport | None = None
+        self._lock: Any = None
+
+    # -- before the loop
+
+    @property
+    def shards(self) -> Shards:
+        """What loaders need to know of this process."""
+        return Shards.of(self.accelerator, self.settings.channels_last)
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Stateful] | None = None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Place and wrap model and optimiser, open the run folder, and take up where a checkpoint left off.
+
+        Args:
+            model, optimizer: as built on the CPU.
+            state: whatever else the loop carries (masks, moving averages, adaptive schedules), by name.
+        """
+        source = self._find_checkpoint()
+        self._open_folder()
+        if self.settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._state = dict(state or {})
+        set_seed(self.settings.seed, device_specific=True)
+        if source is not None:
+            self._restore(source)
+        self._write_records(source)
+        self._catch_signals()
+        return self.model, self.optimizer
+
+    # -- the loop
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs (0-based) that are still to be done; each is recorded and saved after its body."""
+        self._count = count
+        try:
+            while self.epoch < count:
+                self._started = time.perf_counter()
+                yield self.epoch
+                self._end_epoch()
+        finally:
+            if self._progress is not None:
+                self._progress.stop()
+
+    def steps(self, batches: TrainingBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of the current epoch that are still to be done; saves and stops between them when asked to."""
+        per_epoch = batches.steps_per_epoch
+        if self._progress is None:
+            done = self.epoch * per_epoch + self.step
+            main = self.accelerator.is_main_process
+            self._progress = ProgressReport(self._count * per_epoch, per_epoch, done, main)
+        for images, labels in batches.epoch(self.epoch, self.step):
+            yield images, labels
+            self.step += 1
+            if len(self._unchecked_losses) >= LOSS_CHECK_STEPS:
+                self._check_losses()
+            if self._progress.due():
+                shown = {name: float(total) / self.step for name, total in self._totals.items()}
+                shown["lr"] = self.optimizer.param_groups[0]["lr"]
+                self._progress.show(self.epoch * per_epoch + self.step, batches.batch_size, shown)
+            self._save_or_stop(last_of_epoch=self.step == per_epoch)
+        self._epoch_images = per_epoch * batches.batch_size
+
+    def track(self, *, loss: torch.Tensor, **metrics: torch.Tensor) -> None:
+        """Add this step's values (means over this process's images) to the epoch's means, without waiting for them."""
+        self._unchecked_losses.append(loss.detach())
+        for name, value in {"loss": loss, **metrics}.items():
+            value = value.detach().float()
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+
+    def log(self, **metrics: float) -> None:
+        """Add metrics to the record of the current epoch."""
+        self._record.update(metrics)
+
+    # -- after the loop
+
+    def finish(
+        self, model: nn.Module, *, metrics: dict[str, Any], preprocessing: dict[str, Any], example: torch.Tensor
+    ) -> Path:
+        """Write the model folder, the curves and `result.json`; returns the model folder.
+
+        Args:
+            model: the trained network, as `prepare` returned it.
+            metrics: what was measured at the end, JSON values.
+            preprocessing: what the network expects of its images.
+            example: one image [1, C, H, W], to count MACs with.
+        """
+        average_buffers(model, self.accelerator)
+        folder = self.folder / "model"
+        if self.accelerator.is_main_process:
+            plain = self.accelerator.unwrap_model(model)
+            weights.save_pretrained(
+                plain,
+                folder,
+                preprocessing=preprocessing,
+                metrics=metrics,
+                example=example.to(self.accelerator.device),
+                overwrite=True,
+            )
+            report.curves(self._read_metrics(), self.folder / "curves.png")
+            checkpoint.write_text(self.folder / "result.json", json.dumps(metrics, indent=1) + "\n")
+            self.say(f"wrote {folder}")
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def say(self, text: str) -> None:
+        """Print a line, from the first process only."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if self._lock is not None:
+            self._lock.close()
+        if self.settings.trackers and kind is None:
+            self.accelerator.end_training()
+
+    # -- folder and records
+
+    def _open_folder(self) -> None:
+        # All processes have checked the folder by now, so that none takes the fresh one for an old run's.
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if self.settings.overwrite and self.folder.exists():
+                shutil.rmtree(self.folder)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = (self.folder / ".lock").open("w")
+            except OSError as error:
+                raise InputError(f"cannot write to run folder {self.folder}: {error.strerror}") from error
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"run folder {self.folder} is in use by another run: wait, or choose --run-dir"
+                ) from None
+        self.accelerator.wait_for_everyone()
+
+    def _write_records(self, source: Path | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        config = {"command": self.command, **as_dict(self.config)}
+        checkpoint.write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
+        start = {
+            **environment(),
+            "seed": self.settings.seed,
+            "processes": self.accelerator.num_processes,
+            "mixed_precision": self.settings.mixed_precision,
+            "arguments": sys.argv,
+            "resumed_from": str(source) if source else None,
+        }
+        starts = []
+        if (self.folder / "env.json").exists():
+            starts = json.loads((self.folder / "env.json").read_text(encoding="utf-8"))["starts"]
+        checkpoint.write_text(self.folder / "env.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+        # Epochs that were recorded, but not saved, before the run was killed will be done again.
+        kept = [json.dumps(record) + "\n" for record in self._read_metrics() if record["epoch"] <= self.epoch]
+        checkpoint.write_text(self.folder / "metrics.jsonl", "".join(kept))
+        if self.settings.trackers:
+            settings = {name: str(value) for name, value in flatten(as_dict(self.config)).items()}
+            self.accelerator.init_trackers(self.command, config=settings)
+        self.say(f"run folder {self.folder}, {self.accelerator.num_processes} process(es), {self.accelerator.device}")
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _end_epoch(self) -> None:
+        self._check_losses()
+        seconds = time.perf_counter() - self._started
+        record = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        for name, total in self._totals.items():
+            mean = self.accelerator.reduce(total / max(1, self.step), reduction="mean")
+            record[f"train_{name}"] = float(mean)
+        record.update(self._record, seconds=round(seconds, 3))
+        if self.accelerator.is_main_process:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
+            self._print(f"epoch {self.epoch + 1}/{self._count}  {shown}")
+        if self.settings.trackers:
+            self.accelerator.log(record, step=self.epoch + 1)
+        self.epoch, self.step, self._totals, self._record = self.epoch + 1, 0, {}, {}
+        due = self.epoch % self.settings.checkpoint_epochs == 0 or self.epoch == self._count
+        stopping = self._asked_to_stop()
+        if due or stopping:
+            self._save()
+        if stopping and self.epoch < self._count:
+            self._stop()
+
+    def _print(self, text: str) -> None:
+        console_print = self._progress.console.print if self._progress is not None else print
+        console_print(text)
+
+    # -- checkpoints
+
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, its configuration compared with this run's; None to start anew."""
+        wanted = self.settings.resume
+        if wanted is None:
+            return None
+        source = None if wanted == "auto" else Path(wanted)
+        if source is None:
+            source = checkpoint.newest_good(self.folder / "checkpoints", self.say)
+        elif (source / "checkpoints").is_dir():
+            source = checkpoint.newest_good(source / "checkpoints", self.say)
+        elif not source.is_dir():
+            raise InputError(f"--resume is {wanted!r}, but must be `auto`, a run folder, or a checkpoint folder")
+        if source is None and wanted != "auto":
+            raise InputError(f"--resume is {wanted!r}, but no undamaged checkpoint lies there")
+        if source is None:
+            self.say(f"no checkpoint in {self.folder}: starting anew")
+        else:
+            checkpoint.check(source, world_size=self.accelerator.num_processes, config=as_dict(self.config))
+        return source
+
+    def _restore(self, source: Path) -> None:
+        accelerator = self.accelerator
+        shared, own = checkpoint.load(source, rank=accelerator.process_index, device=accelerator.device)
+        accelerator.unwrap_model(self.model).load_state_dict(shared["model"])
+        for name, buffer in accelerator.unwrap_model(self.model).named_buffers():
+            buffer.copy_(own["buffers"][name])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(shared["scaler"])
+        for name, item in self._state.items():
+            item.load_state_dict(shared["extra"][name])
+        self.epoch, self.step = shared["epoch"], shared["step"]
+        self._totals = {name: total.to(accelerator.device) for name, total in own["totals"].items()}
+        checkpoint.set_rng_state(own["rng"])
+        self.say(f"resumed from {source}")
+
+    def _save(self) -> Path:
+        self._check_losses()
+        accelerator = self.accelerator
+        plain = accelerator.unwrap_model(self.model)
+        shared = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+            "extra": {name: item.state_dict() for name, item in self._state.items()},
+        }
+        own = {"rng": checkpoint.rng_state(), "buffers": dict(plain.named_buffers()), "totals": self._totals}
+        name = f"epoch_{self.epoch:04d}" + (f"_step_{self.step:06d}" if self.step else "")
+        try:
+            return checkpoint.save(
+                self.folder / "checkpoints",
+                name,
+                shared=shared,
+                own=own,
+                config=as_dict(self.config),
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                barrier=accelerator.wait_for_everyone,
+                keep=self.settings.keep_checkpoints,
+            )
+        except OSError as error:
+            raise InputError(
+                f"cannot write checkpoint {name} to {self.folder / 'checkpoints'} ({error.strerror}): "
+                "the ones before it are unharmed; make room and go on with --resume auto"
+            ) from error
+
+    def _check_losses(self) -> None:
+        if not self._unchecked_losses:
+            return
+        finite = torch.isfinite(torch.stack(self._unchecked_losses)).tolist()
+        first = self.step - len(finite)
+        self._unchecked_losses.clear()
+        if not all(finite):
+            raise InputError(
+                f"the loss is not finite at epoch {self.epoch + 1}, step {first + finite.index(False) + 1}: "
+                "lower the learning rate, or resume from the last checkpoint with other settings"
+            )
+
+    # -- stopping
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:  # asked twice: do not wait for the step
+                raise KeyboardInterrupt
+            self._signal = number
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old_handlers[number] = signal.signal(number, remember)
+
+    def _asked_to_stop(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._signal is not None
+        flag = torch.tensor(float(self._signal or 0), device=self.accelerator.device)
+        number = int(self.accelerator.reduce(flag, reduction="sum").item())
+        if number and self._signal is None:
+            self._signal = signal.SIGTERM
+        return number > 0
+
+    def _save_or_stop(self, last_of_epoch: bool) -> None:
+        if last_of_epoch:  # the loop still has to end the epoch; `_end_epoch` saves and stops
+            return
+        every = self.settings.checkpoint_steps
+        alone = self.accelerator.num_processes == 1
+        stopping = (alone or self.step % SIGNAL_CHECK_STEPS == 0) and self._asked_to_stop()
+        if stopping or (every is not None and self.step % every == 0):
+            self._save()
+        if stopping:
+            self._stop()
+
+    def _stop(self) -> None:
+        number = self._signal or signal.SIGTERM
+        name = signal.Signals(number).name
+        self._print(f"stopped by {name} at epoch {self.epoch + 1}, step {self.step}; go on with --resume auto")
+        raise SystemExit(128 + number)
+
+
+def check_folder(folder: Path, settings: RunConfig) -> None:
+    """Refuse a folder that is in use already, unless the run is resumed or replaces an earlier run."""
+    used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if not used or settings.resume:
+        return
+    if not settings.overwrite:
+        raise InputError(
+            f"run folder {folder} exists: go on with --resume auto, replace it with --overwrite, or choose --run-dir"
+        )
+    if not (folder / "env.json").exists():
+        raise InputError(f"{folder} is not a run folder, so --overwrite does not delete it: choose another --run-dir")

@@ -1,0 +1,122 @@
+"""Helpers that every package's tests use: real data where it is, console scripts, two processes, exact resume, limits.
+
+Nothing here is needed to use a package; `pytest` is imported by the tests that call it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+TIMEOUT_S = 300
+
+
+def shared_data(*parts: str) -> Path:
+    """A file or folder of real images and weights, beside the repository or in $RESLESS_SHARED; skips without it."""
+    roots = [Path(os.environ["RESLESS_SHARED"])] if "RESLESS_SHARED" in os.environ else []
+    roots += [folder.parent / "shared" for folder in Path.cwd().resolve().parents]
+    roots += [Path.cwd().resolve().parent / "shared"]
+    for root in roots:
+        # The repository has a folder `shared` too: only the one with this file or folder is meant.
+        if root.joinpath(*parts).exists():
+            return root.joinpath(*parts)
+    return pytest.skip(f"needs {'/'.join(parts)}: not beside the repository, nor in $RESLESS_SHARED")
+
+
+def script(name: str) -> str:
+    """Path of an installed console script of the running environment."""
+    path = Path(sys.executable).parent / name
+    assert path.exists(), f"console script {name} is not installed beside {sys.executable}"
+    return str(path)
+
+
+def run(command: list[str], cwd: Path, *, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command, without the hub, on one thread, and assert its exit code."""
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refusal(command: list[str], cwd: Path) -> str:
+    """The one sentence with which a console script refuses bad input: exit code 2, no traceback, nothing written."""
+    before = sorted(cwd.rglob("*"))
+    done = run(command, cwd, code=2)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert sorted(cwd.rglob("*")) == before, "bad input left files behind"
+    return done.stderr
+
+
+def two_processes(module: str, *args: str) -> list[str]:
+    """The command that runs `python -m module` on two processes of this machine.
+
+    By torchrun: `accelerate launch --cpu --num_processes 2` would silently start one.
+    """
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+        *("-m", module, *args),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Environment of a subprocess: offline, one thread, no colours."""
+    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def kill_when(command: list[str], cwd: Path, path: Path, number: int = signal.SIGKILL) -> int:
+    """Start a command, send it a signal as soon as `path` exists, and return its exit code.
+
+    With SIGKILL the whole process group dies at once, as in a power cut.
+    """
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert process.poll() is None, f"{command} ended with {process.returncode} before {path} was there"
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.005)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    return process.wait(TIMEOUT_S)
+
+
+def metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without their times."""
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(run_folder: Path, other: Path) -> None:
+    """Two runs ended with the same weights, bit for bit, and recorded the same epochs."""
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (run_folder, other))
+    assert first.keys() == second.keys()
+    assert len(first) > 0
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), f"{name} differs"
+    assert len(metrics(run_folder)) > 0
+    assert metrics(run_folder) == metrics(other)
+
+
+def assert_every_parameter_gets_gradient(model: nn.Module, loss: torch.Tensor) -> None:
+    """After `loss.backward()`, every trainable parameter has a gradient that is finite and not all zero."""
+    loss.backward()
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert parameters, "the model has no trainable parameter"
+    for name, parameter in parameters:
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
+        assert parameter.grad.abs().max() > 0, f"the gradient of {name} is zero"

@@ -1,0 +1,61 @@
+"""Dense training of one network: the loop behind `resless-train`, and the baseline of every method.
+
+Runs on one process, or on several by `accelerate launch -m resless.train --recipe resnet20`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch.nn.functional as F
+
+from resless import models, optim, weights
+from resless.config import TrainConfig
+from resless.data.pipeline import Pipeline
+from resless.evaluate import Evaluation, evaluate
+from resless.report import table
+from resless.run import Run
+
+
+def train(config: TrainConfig) -> Evaluation:
+    """Train `config.model`, write the run folder, and return its accuracy on the test images."""
+    models.check_name(config.model)
+    with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
+        data = Pipeline(config.data, config.run.seed, run.shards)
+        batches = data.training(config.optim.batch_size)
+        model = models.create_for(config.model, data.train, shortcut=config.shortcut)
+        if config.pretrained is not None:
+            weights.load(model, config.pretrained)
+        optimizer = optim.build(model.parameters(), config.optim)
+        model, optimizer = run.prepare(model, optimizer)
+
+        for epoch in run.epochs(config.optim.epochs):
+            optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))
+            model.train()
+            for images, labels in run.steps(batches):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+                run.accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                run.track(loss=loss, accuracy=(logits.argmax(dim=1) == labels).float().mean())
+            if config.data.holdout:
+                found = evaluate(model, data.held_out(), run.accelerator)
+                run.log(held_out_top1=found.top1, held_out_loss=found.loss)
+
+        # The test images are read once, here: nothing was chosen on them.
+        test = evaluate(model, data.evaluation(data.test), run.accelerator)
+        run.finish(model, metrics=asdict(test), preprocessing=data.preprocessing, example=data.example)
+        if run.accelerator.is_main_process:
+            table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])
+    return test
+
+
+def _row(test: Evaluation) -> list[str]:
+    return [f"{test.images:,}", f"{100 * test.top1:.2f}", f"{100 * test.top5:.2f}", f"{test.loss:.4f}"]
+
+
+if __name__ == "__main__":
+    from resless.cli import train as main
+
+    main()

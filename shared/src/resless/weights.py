@@ -1,0 +1,403 @@
+"""Model folders, and strict loading of checkpoints from elsewhere.
+
+A model folder holds `config.json` (what the network is), `model.safetensors` (its tensors) and `README.md` (a model
+card). `from_pretrained` rebuilds exactly that network or raises InputError. No file is unpickled into anything but
+tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from resless import costs, models
+from resless.errors import InputError, check
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+TENSORS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+MAX_CONFIG_BYTES = 16 * 2**20
+
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
+"""Under which training scripts put the state dict in their checkpoints."""
+
+_CONFIG_FIELDS = {
+    "format_version": int,
+    "model": dict,
+    "preprocessing": dict,
+    "metrics": dict,
+    "costs": dict,
+    "description": str,
+}
+_MODEL_FIELDS = {"name": str, "num_classes": int, "in_channels": int, "options": dict}
+_SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFETENSORS_DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_SAFETENSORS_DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+
+
+# --- model folders ---------------------------------------------------------------------------------------------------
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    preprocessing: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    description: str = "",
+    example: Tensor | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        model: a network made by `resless.models.create` or `from_pretrained`, not wrapped, in float32.
+        folder: where to; its parent is made if it is missing.
+        preprocessing: what images need before they enter, such as `{"mean": [...], "std": [...], "image_size": 32}`.
+        metrics: what was measured, such as `{"test accuracy %": 91.73}`.
+        description: Markdown for the model card.
+        example: images [N, C, H, W] of the size the network is meant for; with it the card states the MACs per image.
+        overwrite: replace an existing model folder.
+
+    Raises:
+        InputError: the folder exists (or, with `overwrite`, is not a model folder), the model cannot be rebuilt from
+            its spec, or something given is not JSON.
+    """
+    folder = Path(folder)
+    _check_target(folder, overwrite)
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, models.Spec):
+        raise InputError(f"a {type(model).__name__} has no spec to rebuild it from: it was not made by models.create")
+    state = model.state_dict()
+    _check_match(_blank(spec), _signature(state), "the model to save")
+
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": {**vars(spec)},
+        "preprocessing": dict(preprocessing or {}),
+        "metrics": dict(metrics or {}),
+        "costs": _costs(model, example),
+        "description": description,
+    }
+    try:
+        config_text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"preprocessing and metrics must be finite JSON values: {error}") from error
+    # Clones: tensors that share memory (tied weights) are written once each, which safetensors asks for.
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    staging.mkdir()
+    try:
+        (staging / CONFIG_NAME).write_text(config_text + "\n", encoding="utf-8")
+        (staging / CARD_NAME).write_text(_model_card(folder.name, config), encoding="utf-8")
+        save_file(tensors, staging / TENSORS_NAME, metadata={"format": "pt"})
+        for path in staging.iterdir():
+            _sync(path)
+        _replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def from_pretrained(folder: str | Path) -> nn.Module:
+    """The network of a model folder, in eval mode on the CPU.
+
+    Its config and the header of its tensor file are checked against each other before memory is allocated.
+
+    Raises:
+        InputError: naming the file, and the field, keys or shapes that are wrong.
+    """
+    folder = Path(folder)
+    model_fields = read_config(folder)["model"]
+    spec = models.Spec(**model_fields)
+    try:
+        expected = _blank(spec)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG_NAME}: {error}") from error
+    path = folder / TENSORS_NAME
+    _check_match(expected, _safetensors_signature(path), str(path))
+    with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
+        model = models.build(spec)
+    model.load_state_dict(_load_safetensors(path), strict=True)
+    return model.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The checked content of a model folder's config.json.
+
+    Keys: format_version; model (name, num_classes, in_channels, options); preprocessing; metrics; costs; description.
+
+    Raises:
+        InputError: the folder or file is missing, not JSON, of another version, or a field is unknown, missing or of
+            the wrong type. Options are checked only when the network is built.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: a model folder with {CONFIG_NAME} and {TENSORS_NAME} is needed")
+    if not path.is_file():
+        raise InputError(f"{folder} is not a model folder: it has no {CONFIG_NAME}")
+    check(path.stat().st_size <= MAX_CONFIG_BYTES, f"the size of {path}", path.stat().st_size, "16 MiB at most")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    _check_fields(config, _CONFIG_FIELDS, str(path))
+    version = config["format_version"]
+    check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
+    _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
+    return config
+
+
+# --- checkpoints from elsewhere --------------------------------------------------------------------------------------
+
+
+def load(model: nn.Module, path: str | Path, key_map: Mapping[str, str | None] | None = None) -> None:
+    """Load all tensors of `model` from a checkpoint file or a model folder, every key of both sides matched.
+
+    Nested dicts (`state_dict`, `model`, `net`, ...) are opened and `module.` prefixes dropped. The counters
+    `num_batches_tracked`, of which no output depends, may be missing as a whole: old torch did not write them.
+    On any error the model is unchanged.
+
+    Args:
+        model: the network to fill.
+        path: `.safetensors`, a torch file of any suffix (`.th`, `.pth`, `.pt`), or a model folder.
+        key_map: name in the file (without `module.`) -> name in the model, or None to leave that tensor out; names
+            that are not in the map stay.
+
+    Raises:
+        InputError: a missing or damaged file, a pickle that holds anything but tensors and plain values, keys or
+            shapes that do not match.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / TENSORS_NAME
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    is_safetensors = path.suffix == ".safetensors"
+    state = _load_safetensors(path) if is_safetensors else _unwrapped(_load_torch(path), path)
+    state = _renamed(_without_prefix(state), key_map or {}, path)
+
+    own = model.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    if not counters & state.keys():
+        state |= {key: torch.zeros_like(own[key]) for key in counters}
+    # Floating-point numbers of any precision are converted; numbers of another kind would mean something else.
+    own_dtypes = {key: tensor.dtype for key, tensor in own.items()}
+    for key, tensor in state.items():
+        if key in own_dtypes and tensor.is_floating_point() and own_dtypes[key].is_floating_point:
+            state[key] = tensor.to(own_dtypes[key])
+    _check_match(_signature(own), _signature(state), str(path))
+    model.load_state_dict(state, strict=True)
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything: struct.error, AssertionError, TypeError, ...
+        raise InputError(
+            f"{path} is damaged, or holds Python objects other than tensors, which are refused because loading them "
+            "can run code: save only its state_dict and load that"
+        ) from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint's nested dicts."""
+    while isinstance(content, Mapping):
+        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            return dict(content)
+        wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]
+        if len(wrappers) != 1:
+            raise InputError(
+                f"{path} holds no state dict that can be told apart: its keys are {_listed(map(str, content))}, but "
+                f"either all values must be tensors or exactly one of {', '.join(WRAPPER_KEYS)} must hold a dict"
+            )
+        content = content[wrappers[0]]
+    raise InputError(f"{path} holds a {type(content).__name__}, but a dict of tensors is needed")
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without the `module.` that DataParallel puts before all of them."""
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return state
+
+
+def _renamed(state: dict[str, Tensor], key_map: Mapping[str, str | None], path: Path) -> dict[str, Tensor]:
+    if absent := [key for key in key_map if key not in state]:
+        raise InputError(f"{path} does not hold {_listed(absent)}, named in the key map")
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        target = key_map.get(key, key)
+        if target is None:
+            continue
+        if target in renamed:
+            raise InputError(f"two tensors of {path} are both named {target} after the key map")
+        renamed[target] = tensor
+    return renamed
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def _blank(spec: models.Spec) -> Signature:
+    """Shapes and dtypes of the network, without allocating it."""
+    with torch.device("meta"):
+        return _signature(models.build(spec).state_dict())
+
+
+def _signature(state: Mapping[str, Tensor]) -> Signature:
+    return {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}
+
+
+def _safetensors_signature(path: Path) -> Signature:
+    """Shapes and dtypes from a file's header; the library checks that the file is as long as its header says."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    signature: Signature = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is not a mapping)
+                header = file.get_slice(key)
+                dtype = header.get_dtype()
+                check(dtype in _SAFETENSORS_DTYPES, f"the dtype of {key} in {path}", dtype, "a number type of torch")
+                signature[key] = (tuple(header.get_shape()), _SAFETENSORS_DTYPES[dtype])
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    return signature
+
+
+def _check_match(expected: Signature, found: Signature, source: str) -> None:
+    """Raise InputError naming every kind of difference between the tensors of a network and those of `source`."""
+    differences = []
+    if missing := expected.keys() - found.keys():
+        differences.append(f"lacks {_listed(sorted(missing))}")
+    if unexpected := found.keys() - expected.keys():
+        differences.append(f"has {_listed(sorted(unexpected))}, unknown to the network")
+    unequal = [
+        f"{key} {_described(found[key])} where the network has {_described(expected[key])}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    if unequal:
+        differences.append(f"has {_listed(unequal)}")
+    if differences:
+        raise InputError(f"{source} does not match the network: it {'; it '.join(differences)}")
+
+
+def _described(entry: tuple[tuple[int, ...], torch.dtype]) -> str:
+    shape, dtype = entry
+    return f"{list(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def _listed(items: Iterable[str], limit: int = 6) -> str:
+    items = list(items)
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def _check_fields(value: Any, fields: Mapping[str, type], source: str) -> None:
+    """Raise InputError unless `value` is a dict with exactly these fields of these types."""
+    if not isinstance(value, dict):
+        raise InputError(f"{source} holds a {type(value).__name__}, but must hold an object")
+    if missing := fields.keys() - value.keys():
+        raise InputError(f"{source} lacks {_listed(sorted(missing))}")
+    if unknown := value.keys() - fields.keys():
+        raise InputError(f"{source} has the unknown field {_listed(sorted(unknown))}: known are {', '.join(fields)}")
+    for name, kind in fields.items():
+        # type() rather than isinstance(): true is no number here.
+        check(type(value[name]) is kind, f"{name} in {source}", value[name], f"of type {kind.__name__}")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a model folder is to be written there: choose another place")
+    content = {path.name for path in folder.iterdir()}
+    if content and not overwrite:
+        raise InputError(f"{folder} exists and is not empty: choose another folder, or overwrite it explicitly")
+    if content and not content <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME}:
+        raise InputError(f"{folder} is not a model folder, for it holds other files: it is not overwritten")
+
+
+def _replace_folder(staging: Path, folder: Path) -> None:
+    """Move a finished folder to its place; what was there is put back if that fails."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    replaced = staging.with_name(staging.name + "-replaced")
+    folder.rename(replaced)
+    try:
+        staging.rename(folder)
+    except OSError:
+        replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _costs(model: nn.Module, example: Tensor | None) -> dict[str, Any]:
+    counted: dict[str, Any] = {"parameters": costs.count_parameters(model)}
+    if example is not None:
+        counted["macs_per_image"] = costs.macs(model, example[:1])
+        counted["image_shape"] = list(example.shape[1:])
+    return counted
+
+
+def _model_card(title: str, config: Mapping[str, Any]) -> str:
+    """The README.md of a model folder, in Markdown."""
+    model, counted = config["model"], config["costs"]
+    cost_lines = [f"- Parameters: {counted['parameters']:,}"]
+    if "macs_per_image" in counted:
+        size = " x ".join(map(str, counted["image_shape"]))
+        cost_lines.append(f"- MACs per image of {size}: {counted['macs_per_image']:,} (1 multiply-add = 1)")
+    sections = [
+        "---\nlibrary_name: resless\npipeline_tag: image-classification\n---",
+        f"# {title}",
+        f"`{model['name']}`: images [N, {model['in_channels']}, H, W] -> logits [N, {model['num_classes']}].",
+        config["description"],
+        "## Load it\n\n```python\nfrom resless.weights import from_pretrained\n\n"
+        f'model = from_pretrained("{title}")  # eval mode, strict, no pickle\nlogits = model(images)\n```',
+        "## Costs\n\n" + "\n".join(cost_lines),
+        "## Preprocessing\n\n" + (_table("setting", config["preprocessing"]) or "None recorded."),
+        "## Metrics\n\n" + (_table("metric", config["metrics"]) or "None recorded."),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _table(heading: str, values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return "\n".join([f"| {heading} | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in cells.items())])
