@@ -24,7 +24,10 @@ def num_parameters(model: nn.Module) -> int:
 
 def expected_resnet_parameters(kernels: list[int], blocks: int, shortcut_parameters: bool) -> int:
     """Parameters of a CIFAR ResNet written down from the paper; `kernels` of one block, widths 16, 32, 64."""
-    conv_bn = lambda inputs, outputs, kernel: inputs * outputs * kernel**2 + 2 * outputs  # noqa: E731
+
+    def conv_bn(inputs: int, outputs: int, kernel: int) -> int:
+        return inputs * outputs * kernel**2 + 2 * outputs
+
     total, channels = conv_bn(3, 16, 3), 16
     for width in (16, 32, 64):
         widths = [width] * len(kernels) if len(kernels) == 2 else [width, width, 4 * width]
@@ -108,8 +111,10 @@ def test_a_network_for_images_takes_their_classes_channels_and_size() -> None:
         (110, None, ("basic", 18)),
         (164, None, ("bottleneck", 18)),
         (29, None, ("bottleneck", 3)),
-    ]
-    + [(1001, None, ("bottleneck", 111)), (164, "basic", ("basic", 27)), (110, "bottleneck", ("bottleneck", 12))],
+        (1001, None, ("bottleneck", 111)),
+        (164, "basic", ("basic", 27)),
+        (110, "bottleneck", ("bottleneck", 12)),
+    ],
 )
 def test_depth_gives_kind_and_number_of_blocks(depth: int, block: str | None, expected: tuple[str, int]) -> None:
     assert options.cifar_depth(depth, block) == expected

@@ -336,6 +336,7 @@ class Attack:
         return (Path.touch, (self.target,))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("old_format", [False, True])
 def test_pickles_with_anything_but_tensors_are_refused(old_format: bool, tmp_path: Path) -> None:
     model, mark = small_lenet(), tmp_path / "executed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -56,6 +57,8 @@ def parse(
 
 def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any, list[str]]:
     """The recipe's instance (tyro's marker for "none" if there is none), and the arguments without `--recipe`."""
+    if not recipes:
+        return tyro.MISSING_NONPROP, args
     selector = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     selector.add_argument("--recipe")
     selector.add_argument("--model", nargs="?")
@@ -63,16 +66,16 @@ def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any,
     rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     rest.add_argument("--recipe")
     _, others = rest.parse_known_args(args)
-    name = chosen.recipe or (chosen.model if chosen.model in recipes else None)
+    name = chosen.recipe
     if name is None:
-        return tyro.MISSING_NONPROP, others
+        return recipes.get(chosen.model, tyro.MISSING_NONPROP), others
     if name not in recipes:
         raise unknown_name("recipe", name, recipes)
     return recipes[name], others
 
 
 def main(command: Callable[[], None]) -> None:
-    """Run a console script: bad input becomes one sentence on standard error and exit code 2."""
+    """Run a console script: bad input becomes one sentence on standard error and exit code 2; Ctrl-C becomes 130."""
     try:
         command()
     except InputError as error:
@@ -80,6 +83,8 @@ def main(command: Callable[[], None]) -> None:
         where = "" if rank == "0" else f"[process {rank}] "
         print(f"error: {where}{error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def train() -> None:

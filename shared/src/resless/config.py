@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from resless.data import catalog
 from resless.errors import check
-
-PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DataConfig:
     """Flip images left to right at random."""
 
     def __post_init__(self) -> None:
+        catalog.get(self.dataset)  # refuses unknown names
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
         check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
@@ -103,7 +104,7 @@ class RunConfig:
     """Experiment trackers that Accelerate should also write to, such as tensorboard or wandb, where installed."""
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "--seed", self.seed, "0 or more")
+        check(0 <= self.seed < 2**31, "--seed", self.seed, "from 0 to 2147483647")
         check(self.checkpoint_epochs > 0, "--checkpoint-epochs", self.checkpoint_epochs, "1 or more")
         steps = self.checkpoint_steps
         check(steps is None or steps > 0, "--checkpoint-steps", steps, "1 or more")
@@ -113,7 +114,10 @@ class RunConfig:
 
 # Changing one of these between a run and its resumption does not change the result.
 FREE_ON_RESUME = frozenset(
-    "data_dir run_dir resume overwrite checkpoint_epochs checkpoint_steps keep_checkpoints trackers".split()
+    {
+        *("data_dir", "run_dir", "resume", "overwrite", "trackers"),
+        *("checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"),
+    }
 )
 
 
@@ -161,6 +165,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check((self.mean is None) == (self.std is None), "--std", self.std, "given together with --mean")
+        writable = self.output is None or Path(self.output).absolute().parent.is_dir()
+        check(writable, "--output", self.output, "a file in a folder that exists")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

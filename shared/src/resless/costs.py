@@ -115,6 +115,7 @@ def _macs_of(layer: nn.Module, output: Tensor) -> int:
     """Multiply-adds that a layer took to compute `output`."""
     if isinstance(layer, _CONVOLUTIONS):
         return output.numel() * layer.in_channels // layer.groups * prod(layer.kernel_size)
+    assert isinstance(layer, nn.Linear)
     return output.numel() * layer.in_features
 
 

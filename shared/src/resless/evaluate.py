@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from resless.config import EvalConfig
+from resless.errors import InputError
 
 
 class Shares(Protocol):
@@ -21,7 +23,7 @@ class Shares(Protocol):
 
     num_images: int
 
-    def __iter__(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]: ...
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def evaluate(model: nn.Module, batches: Shares, accelerator: Accelerator) -> Eva
         accelerator: sums over the processes.
 
     Raises:
+        InputError: the loss is not finite.
         RuntimeError: the processes together did not see each image once.
     """
     average_buffers(model, accelerator)
@@ -60,6 +63,8 @@ def evaluate(model: nn.Module, batches: Shares, accelerator: Accelerator) -> Eva
     top1, top5, loss, seen = accelerator.reduce(sums, reduction="sum").tolist()
     if int(seen) != batches.num_images:
         raise RuntimeError(f"evaluated {int(seen)} images, but the data set has {batches.num_images}")
+    if not math.isfinite(loss):
+        raise InputError(f"the loss on {int(seen)} images is not finite: the network's outputs overflow")
     return Evaluation(top1 / seen, top5 / seen, loss / seen, int(seen))
 
 
@@ -88,22 +93,25 @@ def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 def main(config: EvalConfig) -> Evaluation:
     """What `resless-eval` does: print and optionally write accuracy, parameters and MACs of one network."""
     from resless import costs, models, weights  # the loops need only the functions above
-    from resless.data.pipeline import Pipeline, Shards
+    from resless.data.pipeline import Pipeline, Shards, check_fit
     from resless.report import table
+    from resless.run import accelerator as new_accelerator
 
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = new_accelerator(config.mixed_precision)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(config.data, seed=0, shards=shards)
     images = data.train if config.split == "train" else data.test
     if config.weights is None:
         model, preprocessing = weights.from_pretrained(config.model), weights.read_config(config.model)["preprocessing"]
+        check_fit(model, images)
     else:
         model = models.create_for(config.model, images, shortcut=config.shortcut)
         weights.load(model, config.weights)
         preprocessing = data.preprocessing
     if config.mean is not None:
         preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
-    cost = {"parameters": costs.count_parameters(model), "macs": costs.macs(model, data.example)}
+    example = torch.zeros(1, *images.images.shape[1:])
+    cost = {"parameters": costs.count_parameters(model), "macs": costs.macs(model, example)}
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
     result = evaluate(model, data.evaluation(images, config.batch_size, preprocessing), accelerator)
     if accelerator.is_main_process:

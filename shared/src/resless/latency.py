@@ -118,7 +118,7 @@ def environment(inputs: Tensor) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": _name(inputs.dtype),
         "autocast": _name(torch.get_autocast_dtype(device.type)) if autocast else None,
-        "channels_last": inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last),
+        "channels_last": inputs.dim() == 4 and _is_channels_last(inputs),
         "batch_size": inputs.shape[0],
         "input_shape": list(inputs.shape[1:]),
         "torch": torch.__version__,
@@ -149,6 +149,11 @@ def _synchronise(device: torch.device) -> None:
 def _quartiles(values: tuple[float, ...] | list[float]) -> tuple[float, float]:
     q25, _, q75 = statistics.quantiles(values, n=4, method="inclusive")
     return q25, q75
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    # Images of one channel are contiguous in both layouts.
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def _name(dtype: torch.dtype) -> str:

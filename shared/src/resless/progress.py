@@ -23,7 +23,7 @@ class ProgressReport:
     """
 
     def __init__(self, total_steps: int, steps_per_epoch: int, done_steps: int, enabled: bool) -> None:
-        self.console = Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not enabled, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._enabled = enabled
         self._total, self._per_epoch = total_steps, steps_per_epoch
         self._start, self._started_at = done_steps, time.perf_counter()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,11 +39,19 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     """An empty picture and its axes, sizes in inches; drawn without a display and without global state."""
-    drawing = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = _canvas(width, height)
     axes = drawing.add_subplot()
     style(axes)
     return drawing, axes
+
+
+def _canvas(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since a run starts a second sooner without
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawing)
+    return drawing
 
 
 def style(axes: Axes) -> None:
@@ -70,15 +78,14 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     names = {name: None for record in records for name in record}  # in order of appearance
     losses = [name for name in names if name.endswith("loss")]
     accuracies = [name for name in names if name.endswith(("accuracy", "top1"))]
-    drawing = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = _canvas(9, 3.6)
     for axes, group, label in zip(drawing.subplots(1, 2), (losses, accuracies), ("loss", "accuracy"), strict=True):
         style(axes)
         for name in group:
             points = [(record["epoch"], record[name]) for record in records if name in record]
             axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 20 else "")
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if group:
             axes.legend(frameon=False)
     save(drawing, path)
@@ -91,13 +98,13 @@ def histogram(
 
     Exact zeros have no logarithm; their number stands in the row's corner.
     """
-    drawing = Figure(figsize=(7, 1.2 + 1.3 * len(values)), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = _canvas(7, 1.2 + 1.3 * len(values))
     rows = np.atleast_1d(drawing.subplots(len(values), 1, sharex=True))
     for axes, (name, layer) in zip(rows, values.items(), strict=True):
         style(axes)
         positive = layer[layer > 0]
-        axes.hist(np.log10(positive), bins=80, color=COLOURS[0], log=True)
+        if positive.size:
+            axes.hist(np.log10(positive), bins=80, color=COLOURS[0], log=True)
         if thresholds[name] > 0:
             axes.axvline(np.log10(thresholds[name]), color=COLOURS[1], linestyle="--")
         kept = int((layer > thresholds[name]).sum())

@@ -23,32 +23,40 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from safetensors import SafetensorError
 from torch import nn
 
 from resless import checkpoint, report, weights
-from resless.config import RunConfig, as_dict, changed_fields, flatten
+from resless.config import RunConfig, as_dict, flatten
 from resless.data.pipeline import Shards
 from resless.environment import environment
-from resless.errors import InputError
+from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
 from resless.progress import ProgressReport
 
 LOSS_CHECK_STEPS = 20  # reading a loss waits for the device, so several are read at once
 SIGNAL_CHECK_STEPS = 10  # with several processes, agreeing to stop costs a reduction
+LOCK = ".lock"
+RECORD = "env.json"  # the first file that a run writes: what makes a folder a run folder
 
 
 class HasRun(Protocol):
     """A configuration with a `run` part."""
 
-    run: RunConfig
+    @property
+    def run(self) -> RunConfig: ...
 
 
 class Stateful(Protocol):
@@ -76,25 +84,22 @@ class Run:
         label: name of the folder below `runs/` where `--run-dir` names none.
 
     Raises:
-        InputError: the run folder exists already, or cannot be resumed from.
+        InputError: the run folder exists already, or is no run folder; a tracker is not installed.
     """
 
     def __init__(self, config: HasRun, command: str, label: str) -> None:
         self.config, self.settings, self.command = config, config.run, command
         self.folder = Path(self.settings.run_dir or Path("runs") / label)
         check_folder(self.folder, self.settings)
-        self.accelerator = Accelerator(
-            mixed_precision=self.settings.mixed_precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            log_with=list(self.settings.trackers) or None,
-            project_dir=str(self.folder),
-        )
+        check_trackers(self.settings.trackers)
+        self.accelerator = accelerator(self.settings.mixed_precision, self.settings.trackers, self.folder)
         # The same on all processes until the weights are built; `prepare` makes the processes differ.
         set_seed(self.settings.seed)
         self.epoch, self.step = 0, 0
         self._totals: dict[str, torch.Tensor] = {}
         self._unchecked_losses: list[torch.Tensor] = []
         self._record: dict[str, Any] = {}
+        self._history: list[dict[str, Any]] = []
         self._signal: int | None = None
         self._old_handlers: dict[int, Any] = {}
         self._progress: ProgressReport | None = None
@@ -115,12 +120,18 @@ class Run:
         Args:
             model, optimizer: as built on the CPU.
             state: whatever else the loop carries (masks, moving averages, adaptive schedules), by name.
+
+        Raises:
+            InputError: the folder cannot be written or is in use, or there is nothing that fits to resume from.
         """
         source = self._find_checkpoint()
         self._open_folder()
         if self.settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():
+            # torch has renamed the argument; Accelerate and older torch versions know only the former name.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated", category=FutureWarning)
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._state = dict(state or {})
         set_seed(self.settings.seed, device_specific=True)
         if source is not None:
@@ -134,14 +145,11 @@ class Run:
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs (0-based) that are still to be done; each is recorded and saved after its body."""
         self._count = count
-        try:
-            while self.epoch < count:
-                self._started = time.perf_counter()
-                yield self.epoch
-                self._end_epoch()
-        finally:
-            if self._progress is not None:
-                self._progress.stop()
+        while self.epoch < count:
+            self._started = time.perf_counter()
+            yield self.epoch
+            self._end_epoch()
+        self._stop_progress()
 
     def steps(self, batches: TrainingBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of the current epoch that are still to be done; saves and stops between them when asked to."""
@@ -160,7 +168,6 @@ class Run:
                 shown["lr"] = self.optimizer.param_groups[0]["lr"]
                 self._progress.show(self.epoch * per_epoch + self.step, batches.batch_size, shown)
             self._save_or_stop(last_of_epoch=self.step == per_epoch)
-        self._epoch_images = per_epoch * batches.batch_size
 
     def track(self, *, loss: torch.Tensor, **metrics: torch.Tensor) -> None:
         """Add this step's values (means over this process's images) to the epoch's means, without waiting for them."""
@@ -189,17 +196,17 @@ class Run:
         average_buffers(model, self.accelerator)
         folder = self.folder / "model"
         if self.accelerator.is_main_process:
-            plain = self.accelerator.unwrap_model(model)
-            weights.save_pretrained(
-                plain,
-                folder,
-                preprocessing=preprocessing,
-                metrics=metrics,
-                example=example.to(self.accelerator.device),
-                overwrite=True,
-            )
-            report.curves(self._read_metrics(), self.folder / "curves.png")
-            checkpoint.write_text(self.folder / "result.json", json.dumps(metrics, indent=1) + "\n")
+            with self._writing("the result"):
+                weights.save_pretrained(
+                    self.accelerator.unwrap_model(model),
+                    folder,
+                    preprocessing=preprocessing,
+                    metrics=metrics,
+                    example=example.to(self.accelerator.device),
+                    overwrite=True,
+                )
+                report.curves(self._history, self.folder / "curves.png")
+                checkpoint.write_text(self.folder / "result.json", json.dumps(metrics, indent=1) + "\n")
             self.say(f"wrote {folder}")
         self.accelerator.wait_for_everyone()
         return folder
@@ -215,6 +222,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_progress()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if self._lock is not None:
@@ -228,26 +236,25 @@ class Run:
         # All processes have checked the folder by now, so that none takes the fresh one for an old run's.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            if self.settings.overwrite and self.folder.exists():
-                shutil.rmtree(self.folder)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock = (self.folder / ".lock").open("w")
-            except OSError as error:
-                raise InputError(f"cannot write to run folder {self.folder}: {error.strerror}") from error
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"run folder {self.folder} is in use by another run: wait, or choose --run-dir"
-                ) from None
+            self._lock_folder()
+            check_folder(self.folder, self.settings)  # once more, now that no other run can be filling it
+            if self.settings.overwrite:
+                _empty(self.folder)
         self.accelerator.wait_for_everyone()
+
+    def _lock_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"run folder {self.folder} is in use by another run: wait, or choose --run-dir") from None
+        except OSError as error:
+            raise InputError(f"cannot write to run folder {self.folder}: {error.strerror}") from error
 
     def _write_records(self, source: Path | None) -> None:
         if not self.accelerator.is_main_process:
             return
-        config = {"command": self.command, **as_dict(self.config)}
-        checkpoint.write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
         start = {
             **environment(),
             "seed": self.settings.seed,
@@ -257,32 +264,42 @@ class Run:
             "resumed_from": str(source) if source else None,
         }
         starts = []
-        if (self.folder / "env.json").exists():
-            starts = json.loads((self.folder / "env.json").read_text(encoding="utf-8"))["starts"]
-        checkpoint.write_text(self.folder / "env.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
-        # Epochs that were recorded, but not saved, before the run was killed will be done again.
-        kept = [json.dumps(record) + "\n" for record in self._read_metrics() if record["epoch"] <= self.epoch]
-        checkpoint.write_text(self.folder / "metrics.jsonl", "".join(kept))
+        if (self.folder / RECORD).exists():
+            starts = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["starts"]
+        config = {"command": self.command, **as_dict(self.config)}
+        with self._writing("its records"):
+            checkpoint.write_text(self.folder / RECORD, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+            checkpoint.write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
+            # From the checkpoint: epochs that were recorded, but not saved, before a kill will be done again.
+            lines = [json.dumps(record) + "\n" for record in self._history]
+            checkpoint.write_text(self.folder / "metrics.jsonl", "".join(lines))
         if self.settings.trackers:
             settings = {name: str(value) for name, value in flatten(as_dict(self.config)).items()}
             self.accelerator.init_trackers(self.command, config=settings)
         self.say(f"run folder {self.folder}, {self.accelerator.num_processes} process(es), {self.accelerator.device}")
 
-    def _read_metrics(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Turn a full or failing disk into one sentence."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"cannot write {what} to {self.folder} ({getattr(error, 'strerror', None) or error}): "
+                "the checkpoints that are there are unharmed, make room and go on with --resume auto"
+            ) from error
 
     def _end_epoch(self) -> None:
         self._check_losses()
         seconds = time.perf_counter() - self._started
-        record = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        record: dict[str, Any] = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         for name, total in self._totals.items():
             mean = self.accelerator.reduce(total / max(1, self.step), reduction="mean")
             record[f"train_{name}"] = float(mean)
         record.update(self._record, seconds=round(seconds, 3))
+        self._history.append(record)
         if self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with self._writing("metrics"), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
             self._print(f"epoch {self.epoch + 1}/{self._count}  {shown}")
@@ -295,6 +312,10 @@ class Run:
             self._save()
         if stopping and self.epoch < self._count:
             self._stop()
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
 
     def _print(self, text: str) -> None:
         console_print = self._progress.console.print if self._progress is not None else print
@@ -324,16 +345,23 @@ class Run:
 
     def _restore(self, source: Path) -> None:
         accelerator = self.accelerator
-        shared, own = checkpoint.load(source, rank=accelerator.process_index, device=accelerator.device)
-        accelerator.unwrap_model(self.model).load_state_dict(shared["model"])
-        for name, buffer in accelerator.unwrap_model(self.model).named_buffers():
-            buffer.copy_(own["buffers"][name])
-        self.optimizer.load_state_dict(shared["optimizer"])
+        shared, own = checkpoint.load(source, rank=accelerator.process_index)
+        plain = accelerator.unwrap_model(self.model)
+        try:
+            plain.load_state_dict(shared["model"])
+            for name, buffer in plain.named_buffers():
+                buffer.copy_(own["buffers"][name])
+            self.optimizer.load_state_dict(shared["optimizer"])
+            for name, item in self._state.items():
+                item.load_state_dict(shared["extra"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            # The configurations agree, but what they refer to (another model folder, say) has changed.
+            reason = " ".join(str(error).split())
+            raise InputError(f"checkpoint {source} is of another network or optimiser: {reason}") from error
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(shared["scaler"])
-        for name, item in self._state.items():
-            item.load_state_dict(shared["extra"][name])
         self.epoch, self.step = shared["epoch"], shared["step"]
+        self._history, self._record = shared["metrics"], shared["record"]
         self._totals = {name: total.to(accelerator.device) for name, total in own["totals"].items()}
         checkpoint.set_rng_state(own["rng"])
         self.say(f"resumed from {source}")
@@ -342,9 +370,12 @@ class Run:
         self._check_losses()
         accelerator = self.accelerator
         plain = accelerator.unwrap_model(self.model)
+        self._check_weights(plain)
         shared = {
             "epoch": self.epoch,
             "step": self.step,
+            "metrics": self._history,
+            "record": self._record,
             "model": plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
@@ -352,7 +383,7 @@ class Run:
         }
         own = {"rng": checkpoint.rng_state(), "buffers": dict(plain.named_buffers()), "totals": self._totals}
         name = f"epoch_{self.epoch:04d}" + (f"_step_{self.step:06d}" if self.step else "")
-        try:
+        with self._writing(f"checkpoint {name}"):
             return checkpoint.save(
                 self.folder / "checkpoints",
                 name,
@@ -364,11 +395,6 @@ class Run:
                 barrier=accelerator.wait_for_everyone,
                 keep=self.settings.keep_checkpoints,
             )
-        except OSError as error:
-            raise InputError(
-                f"cannot write checkpoint {name} to {self.folder / 'checkpoints'} ({error.strerror}): "
-                "the ones before it are unharmed; make room and go on with --resume auto"
-            ) from error
 
     def _check_losses(self) -> None:
         if not self._unchecked_losses:
@@ -382,6 +408,17 @@ class Run:
                 "lower the learning rate, or resume from the last checkpoint with other settings"
             )
 
+    def _check_weights(self, plain: nn.Module) -> None:
+        # A finite loss can have a gradient that is not: without this, the last checkpoint would be the poisoned one.
+        tensors = {name: tensor for name, tensor in plain.state_dict().items() if tensor.is_floating_point()}
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()]).tolist()
+        if not all(finite):
+            when = f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"the last step of epoch {self.epoch}"
+            raise InputError(
+                f"{list(tensors)[finite.index(False)]} is not finite after {when}: "
+                "lower the learning rate, or resume from the last checkpoint with other settings"
+            )
+
     # -- stopping
 
     def _catch_signals(self) -> None:
@@ -389,7 +426,8 @@ class Run:
             return
 
         def remember(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:  # asked twice: do not wait for the step
+            # Ctrl-C again: do not wait for the step. Not so SIGTERM, which schedulers and torchrun may both send.
+            if self._signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._signal = number
 
@@ -423,14 +461,57 @@ class Run:
         raise SystemExit(128 + number)
 
 
+def accelerator(mixed_precision: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+    """An Accelerator of this precision, whichever one an earlier run in this process had.
+
+    Args:
+        mixed_precision: no, bf16 or fp16.
+        trackers: experiment trackers to log with, which write to `folder`.
+
+    Raises:
+        InputError: fp16 on a CPU, which Accelerate would pass over in silence.
+    """
+    AcceleratorState._reset_state()  # Accelerate keeps the first precision for good, and refuses any other
+    made = Accelerator(
+        # Without a GPU, Accelerate starts its process group only when told that the CPU is meant.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        # Buffers are averaged where it matters, see `average_buffers`.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else str(folder),
+    )
+    usable = mixed_precision != "fp16" or made.device.type != "cpu"
+    check(usable, "--mixed-precision", mixed_precision, "bf16 or no on a CPU")
+    return made
+
+
 def check_folder(folder: Path, settings: RunConfig) -> None:
-    """Refuse a folder that is in use already, unless the run is resumed or replaces an earlier run."""
-    used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if not used or settings.resume:
+    """Refuse a folder that is in use already, unless an earlier run in it is resumed or replaced."""
+    used = folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
+    if not used:
         return
-    if not settings.overwrite:
+    if not settings.resume and not settings.overwrite:
         raise InputError(
             f"run folder {folder} exists: go on with --resume auto, replace it with --overwrite, or choose --run-dir"
         )
-    if not (folder / "env.json").exists():
-        raise InputError(f"{folder} is not a run folder, so --overwrite does not delete it: choose another --run-dir")
+    if not (folder / RECORD).is_file():
+        wish = "--overwrite does not delete it" if settings.overwrite else "--resume does not write to it"
+        raise InputError(f"{folder} is not a run folder, so {wish}: choose another --run-dir")
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that Accelerate does not know, or that are not installed (which it would pass over)."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in installed:
+            raise unknown_name("tracker, or one that is not installed,", name, installed or ["none here"])
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a run folder holds, but for its lock; last what makes it a run folder, in case of a kill."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -8,18 +8,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
+import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
 TIMEOUT_S = 300
+_ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
 
 def shared_data(*parts: str) -> Path:
@@ -70,28 +78,103 @@ def two_processes(module: str, *args: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Environment of a subprocess: offline, one thread, no colours."""
-    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    """Environment of a subprocess: offline, on the CPU, one thread, no colours."""
+    return os.environ | _ON_CPU | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
 
 
 def kill_when(command: list[str], cwd: Path, path: Path, number: int = signal.SIGKILL) -> int:
     """Start a command, send it a signal as soon as `path` exists, and return its exit code.
 
-    With SIGKILL the whole process group dies at once, as in a power cut.
+    With SIGKILL its children die too, as in a power cut: torchrun's would otherwise go on without it.
     """
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=silent, stderr=silent)
     deadline = time.monotonic() + TIMEOUT_S
     while not path.exists():
         assert process.poll() is None, f"{command} ended with {process.returncode} before {path} was there"
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.005)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
     if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+        for child in children:
+            child.kill()
+        psutil.wait_procs(children, TIMEOUT_S)
     return process.wait(TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a forked process ended: its exit code (-9 if killed), and what it printed."""
+
+    code: int
+    printed: str
+
+
+def forked(task: Callable[[], object], processes: int = 1) -> list[Ended]:
+    """Run `task` in forked copies of this process, on the CPU and on one thread each, and wait for them.
+
+    A fresh interpreter takes seconds to import torch, a fork none; it may die (`os.killpg(0, signal.SIGKILL)` kills
+    all of them at once) and leaves nothing in this process. Several form a group, as under torchrun.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(rank) for rank in range(processes)]
+        children: list[int] = []
+        for rank, output in enumerate(outputs):
+            group = children[0] if children else 0
+            child = os.fork()
+            if child == 0:
+                os.setpgid(0, group)
+                _child(task, output, rank, processes, port)
+            os.setpgid(child, group or child)  # here too: whichever comes first
+            children.append(child)
+        codes = _wait(children)
+        return [Ended(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
+
+
+def _child(task: Callable[[], object], output: Path, rank: int, processes: int, port: int) -> NoReturn:
+    code = 1
+    try:
+        with output.open("w", buffering=1) as printed:
+            sys.stdout = sys.stderr = printed
+            try:
+                _become(rank, processes, port)
+                task()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+            except BaseException:
+                traceback.print_exc(file=printed)
+    finally:
+        os._exit(code)  # nothing of this process's, such as pytest's own end, is to run a second time
+
+
+def _become(rank: int, processes: int, port: int) -> None:
+    """Make this process one of a group, as torchrun would, on the CPU and on one thread."""
+    torch.set_num_threads(1)
+    os.environ.update(_ON_CPU)
+    if processes > 1:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in group.items()})
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _wait(children: list[int]) -> list[int]:
+    deadline = time.monotonic() + TIMEOUT_S
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    return [codes[child] for child in children]
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:

@@ -76,9 +76,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     _check_target(folder, overwrite)
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, models.Spec):
-        raise InputError(f"a {type(model).__name__} has no spec to rebuild it from: it was not made by models.create")
+    spec = models.spec_of(model)
     state = model.state_dict()
     _check_match(_blank(spec), _signature(state), "the model to save")
 

@@ -8,10 +8,12 @@ inputs, so the rules are applied until nothing changes.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from resless import costs, latency, models, weights
@@ -38,13 +40,13 @@ def compact(model: nn.Module, example: Tensor) -> nn.Module:
             usable as it is.
         RuntimeError: the outputs differ.
     """
-    build = _BUILDERS.get(type(model))
-    if build is None:
-        known = " and ".join(kind.__name__ for kind in _BUILDERS)
-        raise InputError(f"compact cannot follow a {type(model).__name__}: known are {known}; use it as it is")
+    if not isinstance(model, LeNet300100 | LeNet5):
+        known = "known are LeNet300100 and LeNet5"
+        raise InputError(f"compact cannot follow a {type(model).__name__}: {known}; use it as it is")
     layers = _layers(model)
     _silence(layers)
-    small = build(model, layers).to(example.device).eval()
+    shrink = _compact_lenet5(model, layers) if isinstance(model, LeNet5) else _compact_lenet_300_100(model, layers)
+    small = shrink.to(example.device).eval()
     _check_equal(model, small, example)
     return small
 
@@ -57,10 +59,6 @@ class _Layer:
     weight: Tensor
     bias: Tensor
 
-    @classmethod
-    def of(cls, name: str, module: nn.Module) -> _Layer:
-        return cls(name, module.weight.detach().clone(), module.bias.detach().clone())
-
     def rows(self) -> Tensor:
         """[O] bool: the units that read anything."""
         return (self.weight != 0).flatten(1).any(dim=1)
@@ -72,13 +70,13 @@ class _Layer:
 
 def _silence(layers: list[_Layer]) -> None:
     """Zero every unit that is not read or reads nothing, until each unit left does both."""
-    changed = True
-    while changed:
-        changed = any([_silence_between(layer, reader) for layer, reader in zip(layers, layers[1:], strict=False)])
+    pairs = list(itertools.pairwise(layers))
+    while sum(_silence_between(layer, reader) for layer, reader in pairs):
+        pass
 
 
-def _silence_between(layer: _Layer, reader: _Layer) -> bool:
-    """One pass over the units of `layer`, which `reader` reads after a ReLU (and pooling); True if any went."""
+def _silence_between(layer: _Layer, reader: _Layer) -> int:
+    """One pass over the units of `layer`, which `reader` reads after a ReLU (and pooling): how many went."""
     positions = reader.weight.shape[1] // layer.weight.shape[0]  # columns of the reader for each unit: 16 after flatten
     by_unit = reader.weight.unflatten(1, (-1, positions))  # [O', O, positions, ...]
     reads, is_read = layer.rows(), reader.columns().view(-1, positions).any(dim=1)
@@ -90,45 +88,47 @@ def _silence_between(layer: _Layer, reader: _Layer) -> bool:
         by_unit[:, constant] = 0
     layer.weight[unread] = 0
     layer.bias[~(reads & is_read)] = 0
-    return bool(constant.any() or unread.any())
+    return int(constant.sum() + unread.sum())
 
 
-def _build_lenet_300_100(model: LeNet300100, layers: list[_Layer]) -> nn.Module:
+def _compact_lenet_300_100(model: LeNet300100, layers: list[_Layer]) -> nn.Module:
     fc1, fc2, fc3 = layers
     inputs, hidden1, hidden2 = fc1.columns(), fc1.rows(), fc2.rows()
-    small = _create_like(model, widths=(hidden1, hidden2), inputs=inputs)
-    _copy(small.fc1, fc1.weight[hidden1][:, inputs], fc1.bias[hidden1])
-    _copy(small.fc2, fc2.weight[hidden2][:, hidden1], fc2.bias[hidden2])
-    _copy(small.fc3, fc3.weight[:, hidden2], fc3.bias)
-    return small
+    tensors = {
+        "fc1.weight": fc1.weight[hidden1][:, inputs],
+        "fc1.bias": fc1.bias[hidden1],
+        "fc2.weight": fc2.weight[hidden2][:, hidden1],
+        "fc2.bias": fc2.bias[hidden2],
+        "fc3.weight": fc3.weight[:, hidden2],
+        "fc3.bias": fc3.bias,
+    }
+    return _rebuilt(model, tensors, widths=(hidden1, hidden2), inputs=inputs)
 
 
-def _build_lenet5(model: LeNet5, layers: list[_Layer]) -> nn.Module:
+def _compact_lenet5(model: LeNet5, layers: list[_Layer]) -> nn.Module:
     conv1, conv2, fc1, fc2 = layers
     filters1, filters2, features, hidden = conv1.rows(), conv2.rows(), fc1.columns(), fc1.rows()
     positions = len(features) // len(filters2)
     left = features.view(-1, positions)[filters2].flatten()  # of the features that the smaller network computes
-    small = _create_like(model, widths=(filters1, filters2, hidden), features=left)
-    _copy(small.conv1, conv1.weight[filters1], conv1.bias[filters1])
-    _copy(small.conv2, conv2.weight[filters2][:, filters1], conv2.bias[filters2])
-    _copy(small.fc1, fc1.weight[hidden][:, features], fc1.bias[hidden])
-    _copy(small.fc2, fc2.weight[:, hidden], fc2.bias)
-    return small
-
-
-_BUILDERS: dict[type[nn.Module], Callable[[nn.Module, list[_Layer]], nn.Module]] = {
-    LeNet300100: _build_lenet_300_100,
-    LeNet5: _build_lenet5,
-}
+    tensors = {
+        "conv1.weight": conv1.weight[filters1],
+        "conv1.bias": conv1.bias[filters1],
+        "conv2.weight": conv2.weight[filters2][:, filters1],
+        "conv2.bias": conv2.bias[filters2],
+        "fc1.weight": fc1.weight[hidden][:, features],
+        "fc1.bias": fc1.bias[hidden],
+        "fc2.weight": fc2.weight[:, hidden],
+        "fc2.bias": fc2.bias,
+    }
+    return _rebuilt(model, tensors, widths=(filters1, filters2, hidden), features=left)
 
 
 def _layers(model: LeNet300100 | LeNet5) -> list[_Layer]:
     """Copies of the layers; the first linear one reads all inputs again, zeros where the network left some out."""
-    layers = [_Layer.of(name, module) for name, module in model.named_children()]
+    layers = [_Layer(name, *layer.parameters()) for name, layer in copy.deepcopy(model).named_children()]
     fc1 = next(layer for layer in layers if layer.name == "fc1")
     if isinstance(model, LeNet5):
-        indices, size = model.features, model.spec.options["image_size"]
-        inputs = model.conv2.out_channels * lenet5_pooled_size(size) ** 2
+        indices, inputs = model.features, model.conv2.out_channels * lenet5_pooled_size(model.image_shape[1]) ** 2
     else:
         indices, inputs = model.inputs, math.prod(model.image_shape)
     if indices is not None:
@@ -136,20 +136,17 @@ def _layers(model: LeNet300100 | LeNet5) -> list[_Layer]:
     return layers
 
 
-def _create_like(model: nn.Module, widths: tuple[Tensor, ...], **columns: Tensor) -> nn.Module:
-    """A network of the same kind with as many units as are True in `widths`, that reads the columns that are True."""
-    kept = {"widths": tuple(int(units.sum()) for units in widths)}
+def _rebuilt(model: nn.Module, tensors: dict[str, Tensor], widths: tuple[Tensor, ...], **columns: Tensor) -> nn.Module:
+    """A network of the same kind that has the units which are True in `widths`, and reads the columns that are."""
+    kept: dict[str, Any] = {"widths": tuple(int(units.sum()) for units in widths)}
     for name, read in columns.items():
         kept[name] = None if read.all() else tuple(read.nonzero().flatten().tolist())
     if 0 in kept["widths"] or any(not read.any() for read in columns.values()):
         raise InputError(f"nothing is left of a layer: widths {kept['widths']}; cut less, or use the network as it is")
-    spec = model.spec
-    return models.build(replace(spec, options=spec.options | kept))
-
-
-def _copy(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+    spec = models.spec_of(model)
+    small = models.build(replace(spec, options=spec.options | kept))
+    small.load_state_dict(tensors)
+    return small
 
 
 def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
@@ -177,11 +174,18 @@ def main(config: CompactConfig) -> nn.Module:
         overwrite=config.overwrite,
     )
     networks = {"as given": model, "compacted": small}
-    rows = []
-    for name, network in networks.items():
-        folder = Path(config.output if name == "compacted" else config.model)
-        size = (folder / "model.safetensors").stat().st_size
-        rows.append([name, structure(network), f"{costs.count_parameters(network):,}", f"{costs.macs(network, images[:1]):,}", f"{size:,}"])
+    folders = {"as given": config.model, "compacted": config.output}
+    sizes = {name: (Path(folder) / "model.safetensors").stat().st_size for name, folder in folders.items()}
+    rows = [
+        [
+            name,
+            structure(network),
+            f"{costs.count_parameters(network):,}",
+            f"{costs.macs(network, images[:1]):,}",
+            f"{sizes[name]:,}",
+        ]
+        for name, network in networks.items()
+    ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
     if config.repeats:
         _print_latency(networks, images, config)

@@ -105,8 +105,11 @@ class PruneConfig:
         check(drop is None or 0 <= drop <= 1, "--max-accuracy-drop", drop, "a fraction from 0 to 1")
         check(macs is None or macs > 0, "--target-macs", macs, "above 0")
         if self.sweep:
-            check((drop is None) != (macs is None), "--sweep", self.sweep, "given with --max-accuracy-drop or --target-macs")
-            check(self.data.holdout > 0, "--holdout", self.data.holdout, "above 0 for a sweep, which needs images to judge on")
+            limits = "given with either --max-accuracy-drop or --target-macs"
+            check((drop is None) != (macs is None), "--sweep", self.sweep, limits)
+            check(
+                self.data.holdout > 0, "--holdout", self.data.holdout, "above 0: a sweep is judged on held-out images"
+            )
         else:
             check(len(self.model) == 1, "--model", self.model, "one model folder, unless there is a --sweep")
             check(drop is None and macs is None, "--sweep", self.sweep, "given if a point is to be chosen")

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from resless import weights
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.report import table
+from resless.run import accelerator as new_accelerator
 
 from deephoyer.config import EvalConfig
 from deephoyer.report import SparsityReport, print_sparsity, sparsity
@@ -19,10 +19,11 @@ from deephoyer.report import SparsityReport, print_sparsity, sparsity
 
 def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
-    accelerator = Accelerator()
+    accelerator = new_accelerator("no")
     data = Pipeline(config.data, seed=0, shards=Shards.of(accelerator, channels_last=False))
     images = data.train if config.split == "train" else data.test
     model = weights.from_pretrained(config.model)
+    check_fit(model, images)
     left = sparsity(model, torch.zeros(1, *images.images.shape[1:]))
     preprocessing = weights.read_config(config.model)["preprocessing"]
     batches = data.evaluation(images, preprocessing=preprocessing)

@@ -32,13 +32,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Authors' `--reg` numbers, by the scripts that take them.
-AUTHORS_NUMBERS: dict[str, dict[int, str]] = {
-    "element": {0: "none", 1: "l1", 2: "hoyer", 3: "hoyer_square", 4: "transformed_l1"},
-    "structural-mnist": {0: "none", 1: "group_lasso", 2: "group_hoyer_square"},
-    "structural-cifar": {0: "none", 1: "group_lasso", 2: "group_hoyer", 3: "group_hoyer_square"},
-}
-
 # Below this Σw² the gradient of a ratio, up to (number of weights) / Σw², could leave the range of float32.
 _SQUARE_SUM_OF_ZERO = 1e-30
 

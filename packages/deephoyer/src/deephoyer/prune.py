@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from resless import optim, weights
-from resless.data.pipeline import Pipeline
+from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import InputError
 from resless.evaluate import Evaluation, evaluate
 from resless.report import table
@@ -52,6 +52,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
         model = weights.from_pretrained(config.model[0])
+        check_fit(model, data.train)
         before = copy.deepcopy(model)
         limits = thresholds(model, config)
         masks = cut(model, limits, config.rule)
@@ -81,8 +82,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         if config.data.holdout:
             held_out = {name: evaluate(stage, data.held_out(), run.accelerator) for name, stage in stages.items()}
         if read_test:  # once, here, and nothing is chosen by it
-            images = data.evaluation(data.test)
-            test = {name: evaluate(stage, images, run.accelerator) for name, stage in stages.items()}
+            batches_of_test = data.evaluation(data.test)
+            test = {name: evaluate(stage, batches_of_test, run.accelerator) for name, stage in stages.items()}
         plain = run.accelerator.unwrap_model(model)
         pruned = Pruned(held_out, test, sparsity(plain, data.example.to(run.accelerator.device)))
         run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
@@ -100,7 +101,7 @@ def thresholds(model: nn.Module, config: PruneConfig) -> dict[str, float]:
 
 
 @torch.no_grad()
-def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[nn.Parameter, Tensor]]:
+def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[Tensor, Tensor]]:
     """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
 
     Raises:
@@ -121,7 +122,7 @@ def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[nn.
 
 
 @torch.no_grad()
-def fix_zeros(masks: list[tuple[nn.Parameter, Tensor]]) -> None:
+def fix_zeros(masks: list[tuple[Tensor, Tensor]]) -> None:
     """Put back the zeros that an optimiser step may have moved."""
     for weight, mask in masks:
         weight.mul_(mask)

@@ -33,10 +33,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """A network's layers and totals. MACs are those of one image, of the network and of its compacted form."""
+    """A network's layers and totals.
+
+    `weights` are those that are not zero, biases not counted; `compact_weights` those of them that the compacted
+    network still has: the others lead nowhere. MACs are those of one image, compacted and as given.
+    """
 
     layers: tuple[LayerReport, ...]
     weights: int
+    compact_weights: int
     total_weights: int
     macs: int
     dense_macs: int
@@ -47,9 +52,10 @@ class SparsityReport:
         return asdict(self)
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+def prunable(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that are cut: weights of convolutions and linear layers, by name."""
-    return {f"{name}.weight": layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    return {f"{name}.weight": layer.weight for name, layer in layers}
 
 
 def sparsity(model: nn.Module, example: torch.Tensor) -> SparsityReport:
@@ -64,6 +70,7 @@ def sparsity(model: nn.Module, example: torch.Tensor) -> SparsityReport:
     return SparsityReport(
         layers=layers,
         weights=sum(layer.weights for layer in layers),
+        compact_weights=sum(int((weight != 0).sum()) for weight in prunable(small).values()),
         total_weights=sum(layer.size for layer in layers),
         macs=costs.macs(small, example),
         dense_macs=costs.macs(model, example),
@@ -87,8 +94,8 @@ def print_sparsity(report: SparsityReport, title: str) -> None:
     table(title, ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)"], rows)
     print(
         f"weights {report.weights:,} of {report.total_weights:,} "
-        f"(compression {report.total_weights / max(1, report.weights):.1f} x), structure {report.structure}, "
-        f"MACs {report.macs:,} of {report.dense_macs:,}",
+        f"(compression {report.total_weights / max(1, report.weights):.1f} x); compacted: {report.structure}, "
+        f"{report.compact_weights:,} weights, {report.macs:,} of {report.dense_macs:,} MACs",
         flush=True,
     )
 

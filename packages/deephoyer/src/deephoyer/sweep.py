@@ -76,10 +76,11 @@ def choose(points: list[Point], max_accuracy_drop: float | None, target_macs: in
             raise InputError(f"no point has at most {target_macs:,} MACs, the least is {least:,}: sweep higher values")
         return max(within, key=lambda point: (point.top1, -point.macs))
     reference = max(point.top1_before for point in points)
-    within = [point for point in points if reference - point.top1 <= max_accuracy_drop]
+    floor = reference - (max_accuracy_drop or 0.0)
+    within = [point for point in points if point.top1 >= floor]
     if not within:
-        least = reference - max(point.top1 for point in points)
-        raise InputError(f"no point loses at most {max_accuracy_drop:g}, the least is {least:.4f}: sweep lower values")
+        drop = reference - max(point.top1 for point in points)
+        raise InputError(f"no point loses at most {max_accuracy_drop}, the least is {drop:.4f}: sweep lower values")
     return min(within, key=lambda point: (point.macs, point.weights))
 
 
@@ -149,5 +150,6 @@ def _run_in(run: RunConfig, folder: Path) -> RunConfig:
 
 def _open(run: RunConfig, label: str) -> Path:
     root = Path(run.run_dir or Path("runs") / label)
-    check_folder(root, run)
+    if not run.resume:  # a sweep is resumed run by run
+        check_folder(root, run)
     return root

@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
     return folder
 
 
-def regularised_tensors(model: nn.Module, regulariser: str) -> list[nn.Parameter]:
+def regularised_tensors(model: nn.Module, regulariser: str) -> list[torch.Tensor]:
     """What the regulariser is summed over: element-wise every parameter, biases included; structural the weights of
     convolutions and linear layers; nothing for `none`."""
     if regulariser == "none":

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from resless.data.catalog import DATASETS, Dataset, get
     from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
     from resless.data.loaders import Batches, EvalBatches
-    from resless.data.sources import Samples, open_samples
+    from resless.data.samples import Samples
+    from resless.data.sources import open_samples
     from resless.data.stream import StreamBatches, StreamEvalBatches
 
 _MODULES = {
@@ -21,7 +22,8 @@ _MODULES = {
     "resless.data.catalog": ("DATASETS", "Dataset", "get"),
     "resless.data.images": ("Images", "channel_mean_std", "load", "pixel_mean", "stratified_split"),
     "resless.data.loaders": ("Batches", "EvalBatches"),
-    "resless.data.sources": ("Samples", "open_samples"),
+    "resless.data.samples": ("Samples",),
+    "resless.data.sources": ("open_samples",),
     "resless.data.stream": ("StreamBatches", "StreamEvalBatches"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

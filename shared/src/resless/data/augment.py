@@ -15,14 +15,19 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int)
     `crop` and `hflip` applied to every image alone.
     """
     n, channels, height, width = images.shape
-    padded_width = width + 2 * pad
-    rows = top[:, None] + torch.arange(height, device=images.device)  # [N, H]
-    columns = left[:, None] + torch.arange(width, device=images.device)  # [N, W]
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    # One gather over flat pixels does crop and flip together: several times as fast as indexing four dimensions.
-    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(n, 1, -1)  # [N, 1, H * W]
-    padded = F.pad(images, (pad, pad, pad, pad)).view(n, channels, -1)
-    return padded.gather(2, places.expand(n, channels, -1)).view(n, channels, height, width)
+    tall, wide = height + 2 * pad, width + 2 * pad
+    padded = F.pad(images, (pad, pad, pad, pad))
+    pixels = torch.cat([padded, padded.flip(3)]).flatten()  # [2 * N * C * tall * wide], the mirrored images last
+
+    image = torch.arange(n, device=images.device) + n * flip
+    left = torch.where(flip, 2 * pad - left, left)  # the same columns, counted in the mirrored image
+    channel_and_row = torch.arange(channels * tall, device=images.device).view(channels, tall)[:, :height]
+    starts = (image * channels * tall + top)[:, None, None] + channel_and_row  # [N, C, H], in rows
+    starts = starts * wide + left[:, None, None]  # in pixels
+
+    # Copying whole rows is several times as fast as indexing pixels: every run of `width` pixels is a row of this view.
+    runs = pixels.as_strided((pixels.numel() - width + 1, width), (1, 1))
+    return runs.index_select(0, starts.flatten()).view(n, channels, height, width)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

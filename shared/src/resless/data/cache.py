@@ -103,10 +103,10 @@ def _write_images(path: Path, content: Content) -> int:
         header = {"descr": "|u1", "fortran_order": False, "shape": content.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in content.chunks:
-            crc = zlib.crc32(np.ascontiguousarray(chunk), crc)
+            crc = zlib.crc32(np.ascontiguousarray(chunk).data, crc)
             chunk.tofile(file)
     return crc
 
 
 def _crc(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array))
+    return zlib.crc32(np.ascontiguousarray(array).data)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor
 
 from resless.data import cache
-from resless.data.sources import Samples, open_samples
+from resless.data.samples import Samples
+from resless.data.sources import open_samples
 from resless.errors import InputError, check
 
-_CHUNK = 256  # images that one thread decodes at a time
+_CHUNK = 128  # images that are decoded at a time
+_FEW = 1024  # images that are decoded before other processes would be ready
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +94,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 def pixel_mean(data: Images, indices: Tensor | None = None) -> Tensor:
     """The mean image, float32 [C, H, W] on the [0, 1] scale, of all images or of those at `indices` (int64 [n])."""
-    sums = sum(chunk.sum(0, dtype=torch.float64) for chunk in _chunks(data, indices))
-    return (sums / (255 * _count(data, indices))).float()
+    total = torch.zeros(data.images.shape[1:], dtype=torch.float64)
+    for chunk in _chunks(data, indices):
+        total += chunk.sum(0, dtype=torch.float64)
+    return (total / (255 * _count(data, indices))).float()
 
 
 def channel_mean_std(data: Images, indices: Tensor | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -127,11 +133,11 @@ def _as_images(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, .
 
 
 def _key(samples: Samples, image_size: int | None) -> str:
-    """A digest of everything that decides the cache entry's content."""
-    with ThreadPoolExecutor(_num_threads()) as pool:
+    """A digest of everything that decides the content of a cache entry."""
+    with ThreadPoolExecutor(_num_cpus()) as pool:
         digests = list(pool.map(_file_digest, samples.files))
     names = [os.path.relpath(file, samples.root) for file in samples.files]
-    parts = (cache.FORMAT, image_size, samples.channels, samples.columns, samples.class_names, names, digests)
+    parts = (cache.FORMAT, image_size, samples.dataset.channels, samples.class_names, samples.columns, names, digests)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -143,39 +149,58 @@ def _file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _ChunkDecoder:
+    """Decodes images `start`, `start + 1`, ... of a split to uint8 [n, C, H, W], all of one shape."""
+
+    samples: Samples
+    image_size: int | None
+    shape: tuple[int, ...]
+
+    def __call__(self, start: int) -> np.ndarray:
+        stop = min(start + _CHUNK, len(self.samples))
+        return np.stack([self._decode(index) for index in range(start, stop)])
+
+    def _decode(self, index: int) -> np.ndarray:
+        image = self.samples.image(index, self.image_size)
+        if image.shape != self.shape:
+            raise InputError(
+                f"{self.samples.where(index)} has {image.shape[1]} x {image.shape[2]} pixels, but the first image "
+                f"{self.shape[1]} x {self.shape[2]}: give --image-size to resize all to one size"
+            )
+        return image
+
+
 def _decode(samples: Samples, image_size: int | None) -> cache.Content:
-    first = _decode_one(samples, 0, None, image_size)
-    channels, height, width = first.shape
-
-    def decode_chunk(start: int) -> np.ndarray:
-        stop = min(start + _CHUNK, len(samples))
-        return np.stack([_decode_one(samples, i, (channels, height, width), image_size) for i in range(start, stop)])
-
-    def chunks() -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(_num_threads()) as pool:  # decoders release the interpreter lock
-            try:
-                yield from pool.map(decode_chunk, range(0, len(samples), _CHUNK))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # at the first bad image, do not decode the rest
-                raise
-
-    shape = (len(samples), channels, height, width)
-    return cache.Content(shape, chunks(), samples.labels, samples.class_names)
+    shape = samples.image(0, image_size).shape
+    decode_chunk = _ChunkDecoder(samples, image_size, shape)
+    starts = range(0, len(samples), _CHUNK)
+    few = len(samples) < _FEW or _num_cpus() == 1
+    chunks = map(decode_chunk, starts) if few else _map_in_processes(decode_chunk, starts)
+    return cache.Content((len(samples), *shape), chunks, samples.labels, samples.class_names)
 
 
-def _decode_one(samples: Samples, index: int, shape: tuple[int, int, int] | None, image_size: int | None) -> np.ndarray:
-    image = samples.image(index)
-    if image_size is not None:
-        from torchvision.transforms.v2 import functional as transforms
-
-        image = transforms.resize(image, [image_size, image_size], antialias=True)
-    if shape is not None and tuple(image.shape) != shape:
-        raise InputError(
-            f"{samples.where(index)} is {image.shape[-2]} x {image.shape[-1]} pixels, but the first image is "
-            f"{shape[1]} x {shape[2]}: give --image-size to resize all images to one size"
-        )
-    return image.numpy()
+def _map_in_processes(decode_chunk: _ChunkDecoder, starts: range) -> Iterator[np.ndarray]:
+    """Processes, because PIL's WebP decoder holds the interpreter lock; forked where that is safe, to start at once."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(_num_cpus(), context, initializer=_start_worker, initargs=(decode_chunk,)) as pool:
+        try:
+            yield from pool.map(_decode_in_worker, starts)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a broken image, do not decode the rest
 
 
-def _num_threads() -> int:
+_worker_decoder: _ChunkDecoder  # set in worker processes only
+
+
+def _start_worker(decode_chunk: _ChunkDecoder) -> None:
+    global _worker_decoder
+    _worker_decoder = decode_chunk
+
+
+def _decode_in_worker(start: int) -> np.ndarray:
+    return _worker_decoder(start)
+
+
+def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Batches of images in memory.
 
-Order, crops and flips are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch among any number
-of processes, is exact by construction.
+Order, crops and flips are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch among any
+number of processes, is exact by construction.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class _Source:
         return _to(images, self._device), _to(self._data.labels.index_select(0, chosen), self._device)
 
     def normalise(self, images: Tensor) -> Tensor:
-        # The layout is changed while a pixel is one byte: four times cheaper than afterwards.
-        return normalise(images.contiguous(memory_format=self._format), self._mean, self._std)
+        # Normalised before the layout changes: broadcasting over three innermost channels is six times slower.
+        return normalise(images, self._mean, self._std).contiguous(memory_format=self._format)
 
 
 def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:

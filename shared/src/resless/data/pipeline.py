@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from resless.config import DataConfig
 from resless.data import catalog
 from resless.data.images import Images, channel_mean_std, load, stratified_split
 from resless.data.loaders import Batches, EvalBatches
+from resless.errors import InputError, check
+from resless.models import spec_of
 
 EVAL_BATCH_SIZE = 500
 
@@ -41,18 +44,29 @@ class Pipeline:
         shards: this process's share.
 
     Raises:
-        InputError: the data set cannot be found or read.
+        InputError: the data set cannot be found or read; here, or where images are first asked for.
     """
 
     def __init__(self, config: DataConfig, seed: int, shards: Shards) -> None:
         self._config, self._seed, self._shards = config, seed, asdict(shards)
-        self.train = self._load("train")
-        self._kept, self._held_out = stratified_split(self.train.labels, config.holdout, seed)
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images, held-out ones included; read when first asked for."""
+        return self._load("train")
 
     @cached_property
     def test(self) -> Images:
         """The test images; read when first asked for."""
         return self._load("test")
+
+    @cached_property
+    def split(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices (kept, held out) of the training images, sorted; nothing is held out where that is not asked for."""
+        kept, held_out = stratified_split(self.train.labels, self._config.holdout, self._seed)
+        fits = len(held_out) > 0 or not self._config.holdout
+        check(fits, "--holdout", self._config.holdout, f"large enough to hold out one of {len(kept)} images")
+        return kept, held_out
 
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
@@ -63,7 +77,7 @@ class Pipeline:
         known = catalog.get(self._config.dataset)
         mean, std = known.mean, known.std
         if mean is None or std is None:
-            mean, std = channel_mean_std(self.train, self._kept)
+            mean, std = channel_mean_std(self.train, self.split[0])
         return {"image_size": self.train.images.shape[-1], "mean": list(mean), "std": list(std)}
 
     @property
@@ -76,7 +90,7 @@ class Pipeline:
         return Batches(
             self.train,
             batch_size,
-            indices=self._kept,
+            indices=self.split[0],
             pad=self._config.pad,
             flip=self._config.flip,
             seed=self._seed,
@@ -87,7 +101,7 @@ class Pipeline:
 
     def held_out(self, batch_size: int = EVAL_BATCH_SIZE) -> EvalBatches:
         """The held-out images, in order."""
-        return self.evaluation(self.train, batch_size, indices=self._held_out)
+        return self.evaluation(self.train, batch_size, indices=self.split[1])
 
     def evaluation(
         self,
@@ -111,3 +125,14 @@ class Pipeline:
             label_column=config.label_column,
             image_size=config.image_size,
         )
+
+
+def check_fit(model: nn.Module, images: Images) -> None:
+    """Raise InputError unless a network takes images of this size, and knows as many classes."""
+    spec = spec_of(model)
+    _, channels, height, width = images.images.shape
+    size = spec.options.get("image_size", height)
+    found = f"{channels} x {height} x {width} in {images.num_classes} classes"
+    wanted = f"{spec.in_channels} x {size} x {size} in {spec.num_classes} classes"
+    if (channels, height, images.num_classes) != (spec.in_channels, size, spec.num_classes):
+        raise InputError(f"the images are {found}, but {spec.name} was trained on {wanted}: give its --dataset")

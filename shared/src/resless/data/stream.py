@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from resless.data.augment import normalise
 from resless.data.loaders import check_batch_size, generator, mix, share_of, shares, statistics
-from resless.data.sources import Samples
+from resless.data.samples import Samples
 from resless.errors import InputError, check
 
 _ORDER = -1
@@ -69,16 +69,14 @@ class StreamBatches:
         self.steps_per_epoch = self.num_images // batch_size
         self._seed = seed
         self._share = share_of(batch_size, rank, world_size)
-        self._plan: list[list[_Item]] = []
         decoder = _Decoder(samples, transform or train_transform(), seed)
-        self._stream = _Stream(decoder, self._plan, num_workers, mean, std, device, channels_last)
+        self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
         order = self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
         batches = order.split(self.batch_size)[start_step : self.steps_per_epoch]
-        self._plan[:] = [[(epoch, index) for index in batch[self._share].tolist()] for batch in batches]
-        return iter(self._stream)
+        return self._stream.run([[(epoch, index) for index in batch[self._share].tolist()] for batch in batches])
 
 
 class StreamEvalBatches:
@@ -102,16 +100,15 @@ class StreamEvalBatches:
         check(batch_size >= 1, "batch_size", batch_size, "at least 1")
         indices = torch.arange(len(samples)) if indices is None else indices
         self.num_images = len(indices)
-        plan = [[(0, index) for index in part.tolist()] for part in shares(indices, batch_size, rank, world_size)]
-        self._len = len(plan)
+        self._plan = [[(0, index) for index in part.tolist()] for part in shares(indices, batch_size, rank, world_size)]
         decoder = _Decoder(samples, transform or eval_transform(), seed=0)
-        self._stream = _Stream(decoder, plan, num_workers, mean, std, device, channels_last)
+        self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
 
     def __len__(self) -> int:
-        return self._len
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._stream)
+        return self._stream.run(self._plan)
 
 
 _Item = tuple[int, int]  # epoch and index of an image
@@ -122,6 +119,7 @@ class _Decoder(torch.utils.data.Dataset):
 
     def __init__(self, samples: Samples, transform: Transform, seed: int) -> None:
         self._samples, self._transform, self._seed = samples, transform, seed
+        self.channels = samples.channels
 
     def __getitems__(self, items: Sequence[_Item]) -> tuple[Tensor, Tensor] | InputError:
         try:
@@ -131,19 +129,18 @@ class _Decoder(torch.utils.data.Dataset):
         return images, torch.from_numpy(self._samples.labels[[index for _, index in items]])
 
     def _image(self, epoch: int, index: int) -> Tensor:
-        image = self._samples.image(index)
+        image = torch.from_numpy(self._samples.image(index))
         with torch.random.fork_rng(devices=[]):  # without workers this is the training process: leave its state alone
             torch.default_generator.manual_seed(mix(self._seed, epoch, index))
             return self._transform(image)
 
 
 class _Stream:
-    """A DataLoader over the planned batches; what it yields is on the device and normalised."""
+    """A DataLoader that can be given another plan for every run; its batches are on the device and normalised."""
 
     def __init__(
         self,
         decoder: _Decoder,
-        plan: list[list[_Item]],
         num_workers: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -152,24 +149,37 @@ class _Stream:
     ) -> None:
         check(num_workers >= 0, "num_workers", num_workers, "at least 0")
         self._device = torch.device(device)
-        self._mean, self._std = statistics(len(mean), mean, std, None, self._device)
+        self._mean, self._std = statistics(decoder.channels, mean, std, None, self._device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._plan = _Plan()
         self._loader: DataLoader[Any] = DataLoader(
             decoder,
-            batch_sampler=plan,  # read anew at the start of every iteration, persistent workers or not
+            batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_unchanged,
             pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # else the loader draws from the global one at the start of every epoch
             persistent_workers=num_workers > 0,
             prefetch_factor=_PREFETCH_FACTOR if num_workers > 0 else None,
         )
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def run(self, batches: list[list[_Item]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The given batches; starting another run ends this one."""
+        self._plan.batches = batches
         for batch in self._loader:
             if isinstance(batch, InputError):
                 raise batch
             images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
-            yield normalise(images.contiguous(memory_format=self._format), self._mean, self._std), labels
+            yield normalise(images, self._mean, self._std).contiguous(memory_format=self._format), labels
+
+
+class _Plan:
+    """A batch sampler whose batches can be exchanged: the loader reads it anew for each run, its workers stay alive."""
+
+    batches: list[list[_Item]]
+
+    def __iter__(self) -> Iterator[list[_Item]]:
+        return iter(self.batches)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resless.errors import check, unknown_name
+from resless.errors import InputError, check, unknown_name
 from resless.models import options as checks
 
 if TYPE_CHECKING:
@@ -107,8 +107,16 @@ def build(spec: Spec) -> nn.Module:
         if option not in defaults:
             raise unknown_name(f"option of {spec.name}", option, defaults)
     model = builder(**numbers, **required, **spec.options)
-    model.spec = replace(spec, options={key: _frozen(value) for key, value in (defaults | spec.options).items()})
+    model.spec = replace(spec, options={key: _frozen(value) for key, value in (defaults | spec.options).items()})  # type: ignore[assignment]
     return model
+
+
+def spec_of(model: nn.Module) -> Spec:
+    """The spec that `create` or `build` gave a network. Raises InputError for a network that came from elsewhere."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, Spec):
+        raise InputError(f"a {type(model).__name__} has no spec to rebuild it from: it was not made by models.create")
+    return spec
 
 
 def option_defaults(name: str) -> dict[str, Any]:

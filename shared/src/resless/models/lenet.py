@@ -8,6 +8,8 @@ Letters: N images, C channels, S x S pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,12 +24,14 @@ MIN_LENET5_SIZE = 16
 class LeNet300100(nn.Module):
     """Three linear layers: [N, C, S, S] -> logits [N, num_classes]."""
 
+    inputs: Tensor | None
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        widths: tuple[int, ...],
+        widths: Sequence[int],
         num_classes: int,
-        inputs: tuple[int, ...] | None,
+        inputs: Sequence[int] | None,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
@@ -48,12 +52,14 @@ class LeNet300100(nn.Module):
 class LeNet5(nn.Module):
     """Two convolutions with ReLU and 2x2 max pooling, two linear layers: [N, C, S, S] -> logits [N, num_classes]."""
 
+    features: Tensor | None
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        widths: tuple[int, ...],
+        widths: Sequence[int],
         num_classes: int,
-        features: tuple[int, ...] | None,
+        features: Sequence[int] | None,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
@@ -78,8 +84,8 @@ def lenet_300_100(
     num_classes: int,
     in_channels: int,
     image_size: int = 28,
-    widths: tuple[int, int] = (300, 100),
-    inputs: tuple[int, ...] | None = None,
+    widths: Sequence[int] = (300, 100),
+    inputs: Sequence[int] | None = None,
 ) -> LeNet300100:
     """LeNet-300-100 for images [N, in_channels, image_size, image_size].
 
@@ -104,8 +110,8 @@ def lenet5(
     num_classes: int,
     in_channels: int,
     image_size: int = 28,
-    widths: tuple[int, int, int] = (20, 50, 500),
-    features: tuple[int, ...] | None = None,
+    widths: Sequence[int] = (20, 50, 500),
+    features: Sequence[int] | None = None,
 ) -> LeNet5:
     """LeNet-5 for images [N, in_channels, image_size, image_size].
 
@@ -133,7 +139,7 @@ def lenet5_pooled_size(image_size: int) -> int:
     return image_size
 
 
-def _index(indices: tuple[int, ...] | None) -> Tensor | None:
+def _index(indices: Sequence[int] | None) -> Tensor | None:
     return None if indices is None else torch.tensor(indices, dtype=torch.int64)
 
 

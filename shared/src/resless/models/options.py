@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from resless.errors import InputError, check, unknown_name
 
@@ -11,14 +12,14 @@ MAX_IMAGE_SIZE = 4_096
 MAX_DEPTH = 10_000
 
 
-def whole_number(field: str, value: object, low: int = 1, high: int = MAX_SIZE) -> int:
+def whole_number(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> int:
     """`value`, if it is an int in low..high; InputError otherwise."""
     valid = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     check(valid, field, value, f"a whole number in {low}..{high}")
     return value
 
 
-def choice(field: str, value: object, allowed: Sequence[str]) -> str:
+def choice(field: str, value: Any, allowed: Sequence[str]) -> str:
     """`value`, if it is one of the strings `allowed`; InputError otherwise."""
     check(isinstance(value, str), field, value, f"one of {', '.join(allowed)}")
     if value not in allowed:
@@ -26,13 +27,13 @@ def choice(field: str, value: object, allowed: Sequence[str]) -> str:
     return value
 
 
-def widths(field: str, value: object, count: int) -> tuple[int, ...]:
+def widths(field: str, value: Any, count: int) -> tuple[int, ...]:
     """`value` as a tuple, if it is a list or tuple of `count` layer widths; InputError otherwise."""
     check(isinstance(value, list | tuple) and len(value) == count, field, value, f"a list of {count} whole numbers")
     return tuple(whole_number(f"{field}[{position}]", width) for position, width in enumerate(value))
 
 
-def kept_indices(field: str, value: object, total: int) -> tuple[int, ...] | None:
+def kept_indices(field: str, value: Any, total: int) -> tuple[int, ...] | None:
     """`value` as a tuple, if it lists increasing indices in 0..total-1; None (all are kept) stays None.
 
     Raises InputError for anything else, an empty list included.
@@ -60,9 +61,9 @@ def cifar_depth(depth: int, block: str | None = None) -> tuple[str, int]:
     """
     layers_per_block = {"basic": 6, "bottleneck": 9}
     if block is None:
-        order = ("bottleneck", "basic") if depth == 164 else ("basic", "bottleneck")
+        order = ["bottleneck", "basic"] if depth == 164 else ["basic", "bottleneck"]
     else:
-        order = (choice("block", block, tuple(layers_per_block)),)
+        order = [choice("block", block, list(layers_per_block))]
     for kind in order:
         blocks, rest = divmod(depth - 2, layers_per_block[kind])
         if rest == 0 and blocks >= 1 and depth <= MAX_DEPTH:

@@ -10,6 +10,7 @@ Letters: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,7 +146,7 @@ class ResNet(nn.Module):
     def blocks(self) -> Iterator[Block]:
         """All residual blocks, in order of execution."""
         for stage in (self.layer1, self.layer2, self.layer3):
-            yield from stage
+            yield from cast("Iterator[Block]", iter(stage))
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""

@@ -1,0 +1,29 @@
+"""Where results are written: `benchmarks/results/NAME_DEVICE_torchVERSION.json`, with the environment inside."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless.environment import device_name, environment
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def write(name: str, content: dict[str, Any]) -> Path:
+    """Write one result file, named by device and torch version, and say where."""
+    device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
+    record = {"benchmark": name, "date": date.today().isoformat(), "environment": environment(FOLDER), **content}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+    return path
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The result files of a benchmark, from all devices."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob(f"{name}_*.json"))]

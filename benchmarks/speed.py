@@ -1,0 +1,312 @@
+"""What the machinery costs, as ratios: input pipeline, MNIST epochs, regularisers, `--help`, memory.
+
+    python benchmarks/speed.py --mnist FOLDER --cifar10 FOLDER
+
+Each measurement is a process of its own, so that its peak memory is its own; within it, the things compared take
+turns, and the ratio is formed turn by turn.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from _results import write
+from deephoyer import method
+from deephoyer.train import regularised_tensors
+from PIL import Image
+from resless import models
+from resless.data.images import Images, load
+from resless.data.loaders import Batches
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+CIFAR_STATISTICS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+MNIST_STATISTICS = {"mean": (0.1307,), "std": (0.3081,)}
+SCRIPTS = ("resless-train", "resless-eval", "deephoyer-train", "deephoyer-prune", "deephoyer-compact", "deephoyer-eval")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the images are."""
+
+    mnist: str | None = None
+    """Folder that holds MNIST; None looks it up on the hub."""
+    cifar10: str | None = None
+    """Folder that holds CIFAR-10, likewise."""
+    turns: int = 7
+    """Turns that each of the things compared gets."""
+    only: tuple[str, ...] = ()
+    """Measurements to make; none named means all."""
+
+
+def main(options: Options) -> None:
+    """Make every measurement, then write one result file."""
+    wanted = {name: measure for name, measure in MEASUREMENTS.items() if not options.only or name in options.only}
+    write("speed", {"turns": options.turns, "results": {name: apart(f, options) for name, f in wanted.items()}})
+
+
+def apart(measure: Callable[[Options], dict[str, Any]], options: Options) -> dict[str, Any]:
+    """Run a measurement in a fresh process; its result, with the peak resident memory of that process in MiB."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result = pool.apply(_with_peak, (measure.__name__, options))
+    print(measure.__name__, result, flush=True)
+    return result
+
+
+def _with_peak(name: str, options: Options) -> dict[str, Any]:
+    result = globals()[name](options)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return result | {"peak_rss_mib": round(peak_kib / 1024)}
+
+
+# -- measurements
+
+
+def input_pipeline(options: Options) -> dict[str, Any]:
+    """CIFAR crop, flip, normalise, batch 128: whole batches on the device against PIL images in two workers."""
+    data = load("cifar10", "train", options.cifar10)
+    ours = endless(Batches(data, 128, pad=4, flip=True, seed=0, **CIFAR_STATISTICS))
+    steps = (transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip())
+    theirs = endless_loader(PilImages(data, [*steps, *to_tensor(CIFAR_STATISTICS)]), 128)
+    model = models.create("resnet20").to(memory_format=torch.channels_last)
+    train_step = step_of(model, torch.rand(128, 3, 32, 32).to(memory_format=torch.channels_last), bf16=True)
+    found = take_turns(
+        {
+            "ours": lambda: take(ours, 100),
+            "torchvision": lambda: take(theirs, 100),
+            "step": lambda: call(train_step, 5),
+        },
+        options.turns,
+    )
+    batch_ms = {"ours": ms(found["ours"], 100), "torchvision": ms(found["torchvision"], 100)}
+    step_ms = ms(found["step"], 5)
+    return {
+        "batch_ms": batch_ms,
+        "speedup": ratio(found["torchvision"], found["ours"]),
+        "resnet20_step_ms": step_ms,
+        "share_of_step": batch_ms["ours"] / step_ms,
+    }
+
+
+def mnist_epoch(options: Options) -> dict[str, Any]:
+    """An epoch of LeNet-300-100 at batch 100: our loader against torchvision's transforms in two workers."""
+    data = load("mnist", "train", options.mnist)
+    ours = Batches(data, 100, seed=0, **MNIST_STATISTICS)
+    theirs = loader(PilImages(data, to_tensor(MNIST_STATISTICS)), 100)
+    epochs = {"ours": epoch_of(lambda: ours.epoch(0)), "torchvision": epoch_of(lambda: iter(theirs))}
+    found = take_turns(epochs, max(3, options.turns // 2))
+    return {
+        "epoch_s": {name: statistics.median(times) for name, times in found.items()},
+        "speedup": ratio(found["torchvision"], found["ours"]),
+    }
+
+
+def regulariser(options: Options) -> dict[str, Any]:
+    """A training step with the regulariser over one without; the same weights, images and optimiser."""
+    cases = {
+        "lenet_300_100": ("hoyer_square", (100, 1, 28, 28), False),
+        "lenet5": ("hoyer_square", (100, 1, 28, 28), True),
+        "resnet20": ("group_hoyer_square", (128, 3, 32, 32), True),
+        "resnet110": ("group_hoyer_square", (128, 3, 32, 32), True),
+    }
+    result = {}
+    for name, (kind, shape, bf16) in cases.items():
+        images = torch.rand(shape)
+        model = models.create(name, in_channels=shape[1])
+        if bf16:
+            images, model = (thing.to(memory_format=torch.channels_last) for thing in (images, model))
+        calls = 2 if name == "resnet110" else 20
+        plain, with_penalty = step_of(model, images, bf16), step_of(model, images, bf16, kind)
+        runs = {"plain": partial(call, plain, calls), "with": partial(call, with_penalty, calls)}
+        found = take_turns(runs, 2 * options.turns)
+        over = ratio(found["with"], found["plain"])
+        result[name] = {"regulariser": kind, "bf16": bf16, "step_ms": ms(found["plain"], calls), "overhead": over}
+    return result
+
+
+def help_text(options: Options) -> dict[str, Any]:
+    """Seconds until `--help` of every console script is there, as a whole process."""
+    seconds = {}
+    for name in SCRIPTS:
+        command = [str(Path(sys.executable).parent / name), "--help"]
+        times = take_turns(
+            {"help": lambda c=command: subprocess.run(c, check=True, capture_output=True)}, options.turns
+        )
+        seconds[name] = summary(times["help"])
+    return {"seconds": seconds}
+
+
+def train_lenet_mnist(options: Options) -> dict[str, Any]:
+    """Peak memory of training LeNet-5 on MNIST at batch 100; two hundred steps."""
+    data = load("mnist", "train", options.mnist)
+    steps = train_steps("lenet5", Batches(data, 100, seed=0, channels_last=True, **MNIST_STATISTICS), 200)
+    return {"steps": steps, "batch_size": 100}
+
+
+def train_resnet20_cifar10(options: Options) -> dict[str, Any]:
+    """Peak memory of training ResNet-20 on CIFAR-10 at batch 128; twenty steps."""
+    data = load("cifar10", "train", options.cifar10)
+    batches = Batches(data, 128, pad=4, flip=True, seed=0, channels_last=True, **CIFAR_STATISTICS)
+    return {"steps": train_steps("resnet20", batches, 20), "batch_size": 128}
+
+
+MEASUREMENTS = {
+    f.__name__: f
+    for f in (input_pipeline, mnist_epoch, regulariser, help_text, train_lenet_mnist, train_resnet20_cifar10)
+}
+
+
+# -- the other side: torchvision's transforms on PIL images, as reference scripts have it
+
+
+class PilImages(Dataset):
+    """Decoded images, as torchvision's data sets hold them: an array, one PIL image made of each item."""
+
+    def __init__(self, data: Images, steps: list[Callable[[Any], Any]]) -> None:
+        pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        self._labels, self._transform = data.labels.tolist(), transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._transform(Image.fromarray(self._pixels[index])), self._labels[index]
+
+
+def to_tensor(statistics_: dict[str, tuple[float, ...]]) -> list[Callable[[Any], Any]]:
+    """The end of every torchvision pipeline."""
+    return [transforms.ToTensor(), transforms.Normalize(statistics_["mean"], statistics_["std"])]
+
+
+def loader(data: Dataset, batch_size: int) -> DataLoader:
+    """Two workers, as many as the machine has cores."""
+    return DataLoader(data, batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
+
+
+# -- loops
+
+
+def endless(batches: Batches) -> Iterator[Any]:
+    """Batches without end."""
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch)
+        epoch += 1
+
+
+def endless_loader(data: Dataset, batch_size: int) -> Iterator[Any]:
+    """The same from a DataLoader."""
+    batches = loader(data, batch_size)
+    while True:
+        yield from batches
+
+
+def take(batches: Iterator[Any], count: int) -> None:
+    """Use up so many batches."""
+    for _ in range(count):
+        next(batches)
+
+
+def call(function: Callable[[], None], count: int) -> None:
+    """Call so many times."""
+    for _ in range(count):
+        function()
+
+
+def step_of(model: nn.Module, images: torch.Tensor, bf16: bool, kind: str | None = None) -> Callable[[], None]:
+    """One training step on fixed images, with the regulariser `kind` if one is named."""
+    labels = torch.randint(0, 10, (len(images),))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    tensors = regularised_tensors(model, kind) if kind else []
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images).float(), labels)
+        if kind:
+            loss = loss + 1e-5 * method.penalty(tensors, kind)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def epoch_of(batches: Callable[[], Iterator[Any]]) -> Callable[[], None]:
+    """One epoch of LeNet-300-100 with Adam over the batches."""
+    model = models.create("lenet_300_100", in_channels=1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+
+    def run() -> None:
+        for images, labels in batches():
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def train_steps(name: str, batches: Batches, count: int) -> int:
+    """Train for so many steps in bf16, channels_last."""
+    images, _ = next(batches.epoch(0))
+    model = models.create(name, in_channels=images.shape[1]).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    for (images, labels), _ in zip(endless(batches), range(count), strict=False):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return count
+
+
+# -- timing
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each run in every turn, after one turn that does not count; whoever is first goes round."""
+    names, seconds = list(runs), {name: [] for name in runs}
+    for name in names:
+        runs[name]()
+    for turn in range(turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(0.05)  # workers that still prefetch for another run come to rest
+            started = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ms(seconds: list[float], calls: int) -> float:
+    """Median milliseconds a call."""
+    return 1000 * statistics.median(seconds) / calls
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    """Median and quartiles of the ratios, turn by turn."""
+    return summary([a / b for a, b in zip(above, below, strict=True)])
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "q25": low, "q75": high}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

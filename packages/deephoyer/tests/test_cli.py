@@ -1,0 +1,120 @@
+"""The console scripts: the authors' numbers, refusals, and the whole pipeline as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from deephoyer import config as configs
+from deephoyer import method, recipes
+from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
+from resless import weights
+from resless.cli import parse
+from resless.errors import InputError
+from resless.testing import refusal, run, script, two_processes
+from safetensors.torch import load_file
+
+
+def parsed(*args: str) -> TrainConfig:
+    return parse(TrainConfig, recipes.TRAIN, prog="deephoyer-train", description="", args=args)
+
+
+def test_names_without_torch_are_those_of_the_method() -> None:
+    assert tuple(method.ELEMENT_WISE) == configs.ELEMENT_WISE
+    assert tuple(method.STRUCTURAL) == configs.STRUCTURAL
+
+
+def test_authors_commands_work() -> None:
+    config = parsed("--reg", "3", "--decay", "2e-4", "--batch_size", "100")
+    assert (config.regulariser, config.strength, config.optim.batch_size) == ("hoyer_square", 2e-4, 100)
+
+
+@pytest.mark.parametrize(
+    ("number", "structural", "model", "name"),
+    [
+        ("0", False, "lenet5", "none"),
+        ("1", False, "lenet5", "l1"),
+        ("2", False, "lenet5", "hoyer"),
+        ("3", False, "lenet5", "hoyer_square"),
+        ("4", False, "lenet5", "transformed_l1"),
+        ("1", True, "lenet5", "group_lasso"),
+        ("2", True, "lenet5", "group_hoyer_square"),
+        ("2", True, "resnet20", "group_hoyer"),
+        ("3", True, "resnet20", "group_hoyer_square"),
+    ],
+)
+def test_authors_numbers(number: str, structural: bool, model: str, name: str) -> None:
+    assert regulariser_name(number, structural, model) == name
+
+
+def test_unknown_regularisers_are_refused() -> None:
+    with pytest.raises(InputError, match="did you mean hoyer"):
+        parsed("--reg", "hoyer_sqare")
+    with pytest.raises(InputError, match="--reg is 7, but the numbers for this kind of pruning are 0 none, 1 l1"):
+        parsed("--reg", "7")
+    with pytest.raises(InputError, match=r"--strength is -1\.0, but must be 0 or more"):
+        parsed("--decay", "-1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sensitivity": -0.1}, "--sensitivity is -0.1"),
+        ({"sweep": (0.1,)}, "--max-accuracy-drop or --target-macs"),
+        ({"sweep": (0.1,), "target_macs": 100}, "--holdout is 0.0"),
+        ({"target_macs": 100}, "--sweep"),
+        ({"model": ("a", "b")}, "one model folder"),
+        ({"max_accuracy_drop": 2.0}, "a fraction from 0 to 1"),
+    ],
+)
+def test_bad_pruning_configurations_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PruneConfig(**({"model": ("a",)} | fields))
+
+
+def test_every_recipe_is_complete() -> None:
+    assert set(recipes.TRAIN) == set(recipes.PRUNE)
+    assert len(recipes.TRAIN) == 5
+    for name, recipe in recipes.TRAIN.items():
+        assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == name.endswith("structural")
+        assert recipe.strength > 0
+        assert (recipes.PRUNE[name].rule == "group") == recipe.structural
+
+
+def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:
+    run([script("deephoyer-train"), "--recipe", "smoke", "--run-dir", "trained"], tmp_path)
+    said = run(
+        [script("deephoyer-prune"), "--recipe", "smoke", "--model", "trained/model", "--run-dir", "pruned"], tmp_path
+    )
+    assert "before the cut" in said.stdout
+    assert "after fine-tuning" in said.stdout
+    run([script("deephoyer-compact"), "--model", "pruned/model", "--output", "small", "--repeats", "2"], tmp_path)
+    said = run([script("deephoyer-eval"), "--model", "small", "--output", "eval.json"], tmp_path)
+    assert "top-1 %" in said.stdout
+
+    report = json.loads((tmp_path / "eval.json").read_text())
+    pruned = json.loads((tmp_path / "pruned" / "result.json").read_text())
+    assert report["top1"] == pruned["test_top1_tuned"] > 0.9
+    assert report["macs"] == report["dense_macs"] == pruned["macs"] < pruned["dense_macs"]
+    large, small = (weights.from_pretrained(tmp_path / folder) for folder in ("pruned/model", "small"))
+    digits = torch.randn(5, 1, 8, 8)
+    assert torch.allclose(large(digits), small(digits), atol=1e-4)
+
+    # Refusals leave nothing behind: no folder is made or touched.
+    sentence = refusal([script("deephoyer-prune"), "--model", "trained/model", "--run-dir", "pruned"], tmp_path)
+    assert "run folder pruned exists: go on with --resume auto" in sentence
+    sentence = refusal([script("deephoyer-compact"), "--model", "nowhere", "--output", "x"], tmp_path)
+    assert "nowhere is not a folder" in sentence
+
+
+def test_two_processes_train_the_same_network(tmp_path: Path) -> None:
+    settings = ["--recipe", "smoke", "--epochs", "2"]
+    said = run(two_processes("deephoyer.train", *settings, "--run-dir", "two"), tmp_path)
+    assert "2 process(es)" in said.stdout
+    run([script("deephoyer-train"), *settings, "--run-dir", "one"], tmp_path)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert len(one) == 6
+    for key in one:
+        assert torch.allclose(one[key], two[key], atol=1e-4), key

@@ -1,0 +1,135 @@
+"""The uncompressed layouts that torchvision downloads: CIFAR's pickled batches and MNIST's idx files. Free of torch."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resless.data.catalog import Dataset
+from resless.data.samples import ArraySamples
+from resless.errors import InputError
+
+
+@dataclass(frozen=True)
+class _CifarLayout:
+    folder: str
+    files: dict[str, tuple[str, ...]]
+    labels: bytes
+    meta: str
+    class_names: bytes
+
+
+_CIFAR = {
+    "cifar10": _CifarLayout(
+        folder="cifar-10-batches-py",
+        files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        labels=b"labels",
+        meta="batches.meta",
+        class_names=b"label_names",
+    ),
+    "cifar100": _CifarLayout(
+        folder="cifar-100-python",
+        files={"train": ("train",), "test": ("test",)},
+        labels=b"fine_labels",
+        meta="meta",
+        class_names=b"fine_label_names",
+    ),
+}
+_MNIST = {"train": "train", "test": "t10k"}
+
+
+def open_cifar(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySamples | None:
+    """CIFAR's batches in `folder` or in torchvision's folder below it; None if they are not there."""
+    layout = _CIFAR.get(dataset.name)
+    if layout is None or not all(split in layout.files for split in splits):
+        return None
+    folder = next((f for f in (folder, folder / layout.folder) if (f / layout.meta).is_file()), folder)
+    files = [folder / name for split in splits for name in layout.files[split]]
+    if not any(file.is_file() for file in files):
+        return None
+    names = [name.decode() for name in _read_pickle(folder / layout.meta, layout.class_names)]
+    batches = [_read_cifar(file, layout.labels) for file in files]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    samples = ArraySamples(dataset, images, labels, names, files, [len(labels) for _, labels in batches])
+    samples.root, samples.files = folder, tuple(files)
+    return samples
+
+
+def open_mnist(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySamples | None:
+    """MNIST's idx files, packed or not, in `folder` or in torchvision's folder below it; None if they are not there."""
+    if dataset.name != "mnist" or not all(split in _MNIST for split in splits):
+        return None
+    image_files = [_find_idx(folder, f"{_MNIST[split]}-images-idx3-ubyte") for split in splits]
+    label_files = [_find_idx(folder, f"{_MNIST[split]}-labels-idx1-ubyte") for split in splits]
+    files = [file for file in (*image_files, *label_files) if file is not None]
+    if len(files) < 2 * len(splits):
+        return None
+    images = [_read_idx(file, 3) for file in files[: len(splits)]]
+    labels = [_read_idx(file, 1) for file in files[len(splits) :]]
+    for file, some_images, some_labels in zip(files, images, labels, strict=False):
+        if len(some_images) != len(some_labels):
+            raise InputError(f"{file} holds {len(some_images)} images, but there are {len(some_labels)} labels for it")
+    samples = ArraySamples(
+        dataset,
+        np.concatenate(images)[:, None],
+        np.concatenate(labels),
+        files=files[len(splits) :],
+        rows=[len(some) for some in labels],
+    )
+    samples.root, samples.files = folder, tuple(files)
+    return samples
+
+
+def _read_cifar(file: Path, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
+    images = np.asarray(_read_pickle(file, b"data"), dtype=np.uint8)
+    labels = np.asarray(_read_pickle(file, label_key), dtype=np.int64)
+    if images.shape != (len(labels), 3 * 32 * 32):
+        raise InputError(f"{file} holds {len(labels)} labels but images of shape {images.shape}, not [N, 3072]")
+    return images.reshape(-1, 3, 32, 32), labels
+
+
+def _read_pickle(file: Path, key: bytes) -> Any:
+    """One entry of a pickled dictionary."""
+    try:
+        with file.open("rb") as opened:
+            return _NumpyUnpickler(opened, encoding="bytes").load()[key]
+    except (pickle.UnpicklingError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InputError(f"{file} cannot be read as a CIFAR file with {key.decode()}: {error}") from error
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Builds plain containers and numpy arrays only: a pickle that came from elsewhere must not run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # that very function, wherever this numpy keeps it
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if module == "_codecs" and name == "encode":
+            return str.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _find_idx(folder: Path, name: str) -> Path | None:
+    places = (folder, folder / "raw", folder / "MNIST" / "raw")
+    return next((p / n for p in places for n in (name, name + ".gz") if (p / n).is_file()), None)
+
+
+def _read_idx(file: Path, dimensions: int) -> np.ndarray:
+    """Magic number 0x0800 + dimensions and the sizes as big-endian 32-bit integers, then one byte a value."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    start = 4 * (1 + dimensions)
+    header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">i4")
+    shape = header[1:].tolist()
+    if header[0] != 0x0800 + dimensions or len(content) - start != np.prod(shape):
+        raise InputError(f"{file} is damaged: it is not an idx file of {dimensions} dimensions and the size it states")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

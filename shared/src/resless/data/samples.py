@@ -1,0 +1,313 @@
+"""One split of a data set, undecoded: `samples.image(i)`, whatever kind of file it lies in. Free of torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from resless.data.catalog import Dataset
+from resless.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = {b"RI": "WEBP", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}  # by the first two bytes
+_BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises
+
+
+class Samples(ABC):
+    """The images and labels of one split.
+
+    `labels` is int64 [N], checked to lie in 0..len(class_names)-1. `files` are what the content depends on, below
+    `root` (none for package data); `columns` are the names of the image and label columns, if there are any.
+    """
+
+    files: tuple[Path, ...] = ()
+    root: Path = Path()
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, dataset: Dataset, labels: np.ndarray, found_names: Sequence[str] | None) -> None:
+        """Class names are `found_names`, else the catalogue's, else numbers; every label is checked against them."""
+        self.dataset = dataset
+        self.labels = labels.astype(np.int64)
+        names = tuple(found_names or dataset.class_names or ())
+        num_classes = dataset.num_classes or len(names) or int(self.labels.max(initial=0)) + 1
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
+        if len(outside):
+            raise InputError(
+                f"{self.where(outside[0])} has the label {self.labels[outside[0]]}, "
+                f"but labels of {dataset.name} must be 0 to {num_classes - 1}"
+            )
+        self.class_names = names if len(names) == num_classes else tuple(str(label) for label in range(num_classes))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB): the catalogue's, else that of the first image."""
+        return self.dataset.channels or (1 if self._open(0).mode in ("1", "L", "LA", "I;16") else 3)
+
+    def image(self, index: int, size: int | None = None) -> np.ndarray:
+        """Image `index` as uint8 [C, H, W], resized (bilinear, antialiased) to `size` x `size` pixels if given.
+
+        Raises InputError naming file and row if it cannot be decoded.
+        """
+        try:
+            picture = self._open(index).convert("L" if self.channels == 1 else "RGB")
+        except _BROKEN_IMAGE as error:
+            raise InputError(f"{self.where(index)} cannot be decoded: {error}") from error
+        if size is not None:
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        return np.array(picture).reshape(picture.height, picture.width, self.channels).transpose(2, 0, 1)
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """File and row of image `index`, for messages."""
+
+    @abstractmethod
+    def _open(self, index: int) -> Image.Image:
+        """Image `index`; decoding may wait until its pixels are used."""
+
+
+class ArraySamples(Samples):
+    """Images that were never compressed: uint8 [N, C, H, W] with labels [N]; `rows` came from each of `files`."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        files: Sequence[Path] = (),
+        rows: Sequence[int] = (),
+    ) -> None:
+        self._images = images
+        self._rows = FileRows(files, rows)
+        super().__init__(dataset, labels, class_names)
+
+    def where(self, index: int) -> str:
+        return self._rows.where(index)
+
+    def _open(self, index: int) -> Image.Image:
+        image = self._images[index]
+        return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
+class TreeSamples(Samples):
+    """Image files in folders `split/class/`, at any depth; classes are numbered in the order of their sorted names."""
+
+    def __init__(self, dataset: Dataset, root: Path, splits: Sequence[Path]) -> None:
+        train = root / "train"
+        class_names = _class_folders(train if train.is_dir() else splits[0])
+        if dataset.num_classes not in (None, len(class_names)):
+            # A part of the classes would be numbered differently than the whole: pretrained networks would be wrong.
+            raise InputError(
+                f"{dataset.name} has {dataset.num_classes} classes, but {root} has {len(class_names)} class folders: "
+                f"give the folder itself, --dataset {root}, to number its own classes"
+            )
+        numbers = {name: number for number, name in enumerate(class_names)}
+        files: list[Path] = []
+        labels: list[int] = []
+        for split in splits:
+            for name in _class_folders(split):
+                if name not in numbers:
+                    raise InputError(f"class folder {split / name} has no counterpart in {train}")
+                found = _image_files(split / name)
+                files += found
+                labels += [numbers[name]] * len(found)
+        if not files:
+            raise InputError(f"no images ({', '.join(EXTENSIONS)}) in class folders under {splits[0]}")
+        self.root = root
+        self.files = tuple(files)
+        super().__init__(dataset, np.array(labels), class_names)
+
+    def where(self, index: int) -> str:
+        return f"image {self.files[index]}"
+
+    def _open(self, index: int) -> Image.Image:
+        return _open_image(self.files[index].read_bytes())
+
+
+class TableSamples(Samples):
+    """Rows of a table in the hub's layout: a column of compressed images and a column of integer labels."""
+
+    def __init__(self, dataset: Dataset, table: Table, image_column: str | None, label_column: str | None) -> None:
+        self._table = table
+        self.files = table.files
+        self.root = Path(os.path.commonpath([file.parent for file in table.files]))
+        image_column = _choose_column(table, "image", image_column or dataset.image_column)
+        label_column = _choose_column(table, "label", label_column or dataset.label_column)
+        self.columns = (image_column, label_column)
+        labels = table.column(label_column)
+        if labels.null_count:
+            row = labels.is_null().to_pylist().index(True)
+            raise InputError(f"{self.where(row)} has no label in column {label_column!r}")
+        super().__init__(dataset, labels.to_numpy(), _class_names(table.schema, label_column))
+
+    def where(self, index: int) -> str:
+        return self._table.rows.where(index)
+
+    @cached_property
+    def _encoded(self) -> tuple[pyarrow.ChunkedArray, pyarrow.ChunkedArray | None]:
+        """Compressed images, and the paths that stand in for them where a row holds none; read when first needed."""
+        import pyarrow
+        from pyarrow import compute
+
+        column = self._table.column(self.columns[0])
+        if pyarrow.types.is_struct(column.type):
+            return compute.struct_field(column, "bytes"), compute.struct_field(column, "path")
+        return column, None
+
+    def _open(self, index: int) -> Image.Image:
+        contents, paths = self._encoded
+        content = contents[index].as_py()
+        if content is None and paths is not None and paths[index].is_valid:
+            content = Path(paths[index].as_py()).read_bytes()
+        if content is None:
+            raise ValueError("the row holds no image")
+        return _open_image(content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images: a worker process reads or maps the files itself."""
+        return {key: value for key, value in self.__dict__.items() if key != "_encoded"}
+
+
+class Table(ABC):
+    """A table of which columns are read one by one: labels are needed always, images only if they are not cached."""
+
+    schema: pyarrow.Schema
+    files: tuple[Path, ...]
+    rows: FileRows
+
+    @abstractmethod
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        """All rows of one column."""
+
+
+class ParquetTable(Table):
+    """Parquet files laid end to end, read into memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        from pyarrow import parquet
+
+        metadata = [_reading(file, parquet.ParquetFile) for file in files]
+        self.schema = metadata[0].schema_arrow
+        self.files = tuple(files)
+        self.rows = FileRows(files, [one.metadata.num_rows for one in metadata])
+
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        import pyarrow
+        from pyarrow import parquet
+
+        tables = [_reading(file, parquet.read_table, columns=[name]) for file in self.files]
+        return pyarrow.concat_tables(tables)[name]
+
+
+class MappedTable(Table):
+    """A data set of the `datasets` library, mapped from its Arrow files."""
+
+    def __init__(self, dataset: datasets.Dataset, rows: FileRows) -> None:
+        self._dataset = dataset  # pickled by the names of its files
+        self.schema = dataset.data.schema
+        self.files = tuple(Path(file["filename"]) for file in dataset.cache_files)
+        self.rows = rows
+
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        return self._dataset.data.table[name]
+
+
+class FileRows:
+    """Which file, and which row of it, an index into several files laid end to end means."""
+
+    def __init__(self, files: Sequence[Path | str], rows: Sequence[int]) -> None:
+        self._files = tuple(files)
+        self._ends = np.cumsum(rows)
+
+    def where(self, index: int) -> str:
+        if not self._files:
+            return f"row {index}"
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        before = int(self._ends[number - 1]) if number else 0
+        return f"row {index - before} of {self._files[number]}"
+
+    def __str__(self) -> str:
+        return str(self._files[0])
+
+
+def _open_image(content: bytes) -> Image.Image:
+    # PIL tries format after format: twice as fast for small images where the first bytes already tell.
+    known = _FORMATS.get(content[:2])
+    try:
+        return Image.open(io.BytesIO(content), formats=(known,) if known else None)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is not an image of a known format") from error
+
+
+def _reading(file: Path, read: Any, **options: Any) -> Any:
+    import pyarrow
+
+    try:
+        return read(file, **options)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
+
+
+def _choose_column(table: Table, kind: str, wanted: str | None) -> str:
+    """The name of the image or label column: the wanted one, else the only one of a fitting type."""
+    from pyarrow import types
+
+    def fits(column: str) -> bool:
+        found = table.schema.field(column).type
+        if kind == "label":
+            return types.is_integer(found)
+        if types.is_struct(found):
+            return {found.field(i).name for i in range(found.num_fields)} == {"bytes", "path"}
+        return types.is_binary(found) or types.is_large_binary(found)
+
+    names = table.schema.names
+    if wanted is None:
+        fitting = [column for column in names if fits(column)]
+        if len(fitting) == 1:
+            return fitting[0]
+        raise InputError(
+            f"{table.rows} has {len(fitting)} columns that may hold {kind}s: give --{kind}-column, "
+            f"one of {', '.join(names)}"
+        )
+    if wanted not in names:
+        raise InputError(
+            f"no {kind} column {wanted!r} in {table.rows}: give --{kind}-column, one of {', '.join(names)}"
+        )
+    if not fits(wanted):
+        raise InputError(f"column {wanted!r} of {table.rows} holds {table.schema.field(wanted).type}, not {kind}s")
+    return wanted
+
+
+def _class_names(schema: pyarrow.Schema, label_column: str) -> list[str] | None:
+    """The class names that `datasets` stores in the metadata of the files it writes."""
+    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return stored.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+
+
+def _class_folders(split: Path) -> list[str]:
+    return sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    )

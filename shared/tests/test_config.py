@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from resless.config import (
+    FREE_ON_RESUME,
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    as_dict,
+    changed_fields,
+    flatten,
+)
+from resless.errors import InputError
+from resless.recipes import TRAIN
+
+BAD_VALUES = [
+    (DataConfig, "holdout", -0.1),
+    (DataConfig, "holdout", 1.0),
+    (DataConfig, "holdout", float("nan")),
+    (DataConfig, "pad", -1),
+    (DataConfig, "image_size", 0),
+    (OptimConfig, "lr", 0.0),
+    (OptimConfig, "lr", float("nan")),
+    (OptimConfig, "momentum", 1.0),
+    (OptimConfig, "weight_decay", -1e-4),
+    (OptimConfig, "batch_size", 0),
+    (OptimConfig, "epochs", -1),
+    (OptimConfig, "gamma", 0.0),
+    (OptimConfig, "milestones", (30, 20)),
+    (OptimConfig, "milestones", (0, 20)),
+    (RunConfig, "seed", -1),
+    (RunConfig, "seed", 2**31),
+    (RunConfig, "checkpoint_epochs", 0),
+    (RunConfig, "checkpoint_steps", 0),
+    (RunConfig, "keep_checkpoints", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), BAD_VALUES)
+def test_a_value_out_of_range_is_refused_by_option_and_value(kind, name, value):
+    with pytest.raises(InputError) as refused:
+        kind(**{name: value})
+    assert str(refused.value).startswith(f"--{name.replace('_', '-')} is {value!r}, but must be ")
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest_name():
+    with pytest.raises(InputError, match="unknown dataset 'mnits': did you mean mnist"):
+        DataConfig(dataset="mnits")
+
+
+def test_a_hub_id_is_a_data_set():
+    assert DataConfig(dataset="owner/name").dataset == "owner/name"
+
+
+def test_overwriting_and_resuming_exclude_each_other():
+    with pytest.raises(InputError, match=r"--overwrite .* left out together with --resume"):
+        RunConfig(resume="auto", overwrite=True)
+
+
+def test_evaluation_takes_mean_and_std_only_together_and_an_output_that_can_be_written(tmp_path):
+    with pytest.raises(InputError, match="--std is None, but must be given together with --mean"):
+        EvalConfig(model="m", mean=(0.5,))
+    with pytest.raises(InputError, match="--output"):
+        EvalConfig(model="m", output=str(tmp_path / "missing" / "result.json"))
+    assert EvalConfig(model="m", output=str(tmp_path / "result.json")).batch_size == 500
+
+
+def test_as_dict_holds_json_values_only():
+    tree = as_dict(TrainConfig(optim=OptimConfig(milestones=(81, 122))))
+    assert tree["model"] == "lenet_300_100"
+    assert tree["optim"]["milestones"] == [81, 122]
+    assert tree["data"] == as_dict(DataConfig())
+
+
+def test_flatten_joins_names_with_dots():
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+
+
+def test_changed_fields_names_what_differs_and_leaves_out_what_is_free_on_resume():
+    old = TrainConfig(run=RunConfig(run_dir="here"))
+    free = replace(old, run=RunConfig(run_dir="there", resume="auto", checkpoint_steps=3, keep_checkpoints=9))
+    assert changed_fields(as_dict(old), as_dict(free)) == {}
+    other = replace(old, optim=OptimConfig(lr=0.2), run=RunConfig(seed=1))
+    assert changed_fields(as_dict(old), as_dict(other)) == {"optim.lr": (0.1, 0.2), "run.seed": (0, 1)}
+
+
+def test_changed_fields_sees_a_field_that_only_one_side_has():
+    assert changed_fields({"a": 1}, {"a": 1, "b": 2}) == {"b": (None, 2)}
+
+
+def test_every_name_that_is_free_on_resume_is_a_field():
+    names = {entry.name for kind in (DataConfig, OptimConfig, RunConfig) for entry in fields(kind)}
+    assert names >= FREE_ON_RESUME
+
+
+def test_recipes_are_the_published_settings():
+    resnet = TRAIN["resnet110"]
+    assert (resnet.model, resnet.data.dataset, resnet.data.pad, resnet.data.flip) == ("resnet110", "cifar10", 4, True)
+    optim = resnet.optim
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.batch_size) == (0.1, 0.9, 1e-4, 128)
+    assert (optim.epochs, optim.milestones, optim.gamma) == (164, (81, 122), 0.1)
+    assert TRAIN["smoke"].data.dataset == "digits"
+    assert all(recipe.data.holdout == 0 for recipe in TRAIN.values())

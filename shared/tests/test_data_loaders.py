@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from resless.data import Batches, EvalBatches, Images, crop_flip, load, normalise
+from resless.errors import InputError
+from torchvision.transforms.v2 import functional as transforms
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def make(n=50, size=8):
+    """Random images whose label is their index."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=random)
+    return Images(images, torch.arange(n), tuple(map(str, range(n))))
+
+
+def batches(data, batch_size=16, **options):
+    return Batches(data, batch_size, **{"mean": MEAN, "std": STD, "seed": 7, "pad": 2, "flip": True, **options})
+
+
+def assert_equal(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second) > 0
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+class TestAugment:
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize(("channels", "height", "width", "pad"), [(3, 32, 32, 4), (1, 28, 20, 2), (3, 5, 7, 0)])
+    def test_crop_flip_equals_torchvision(self, device, channels, height, width, pad):
+        random = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (64, channels, height, width), dtype=torch.uint8, generator=random)
+        top, left = torch.randint(0, 2 * pad + 1, (2, 64), generator=random)
+        flip = torch.rand(64, generator=random) < 0.5
+        found = crop_flip(images.to(device), top.to(device), left.to(device), flip.to(device), pad).cpu()
+        assert found.dtype == torch.uint8
+        assert 0 < flip.sum() < 64
+        for index in range(64):
+            expected = transforms.pad(images[index], [pad])
+            expected = transforms.crop(expected, int(top[index]), int(left[index]), height, width)
+            expected = transforms.hflip(expected) if flip[index] else expected
+            assert torch.equal(found[index], expected)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_normalise_equals_torchvision(self, device):
+        images = make().images
+        expected = transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), MEAN, STD)
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+        found = normalise(images.to(device), mean, std)
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+        assert normalise(images.to(device), mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+class TestBatches:
+    def test_an_epoch_visits_images_once_in_a_new_order(self):
+        loader = batches(make())
+        assert loader.steps_per_epoch == 3
+        assert loader.num_images == 50
+        orders = [torch.cat([labels for _, labels in loader.epoch(epoch)]) for epoch in (0, 1)]
+        for order in orders:
+            assert len(order) == 48
+            assert len(order.unique()) == 48
+        assert not torch.equal(orders[0], orders[1])
+
+    def test_images_belong_to_their_labels(self):
+        data = make()
+        for images, labels in batches(data, pad=0, flip=False).epoch(0):
+            assert images.dtype == torch.float32
+            expected = (data.images[labels].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+                3, 1, 1
+            )
+            torch.testing.assert_close(images.double(), expected, rtol=1e-5, atol=1e-5)
+
+    def test_everything_random_is_a_function_of_seed_epoch_and_step(self):
+        data = make()
+        torch.manual_seed(1)
+        first = list(batches(data).epoch(3))
+        torch.manual_seed(2)
+        used = batches(data)
+        list(used.epoch(0))
+        assert_equal(first, used.epoch(3))
+        for other in (batches(data, seed=8).epoch(3), batches(data).epoch(4)):
+            assert not torch.equal(next(other)[1], first[0][1])
+
+    def test_the_global_random_state_is_left_alone(self):
+        before = torch.get_rng_state()
+        list(batches(make()).epoch(0))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_crops_and_flips_differ_from_epoch_to_epoch_and_step_to_step(self):
+        data = Images(make(1).images.expand(32, -1, -1, -1), torch.zeros(32, dtype=torch.int64), ("x",))
+        steps = [images for epoch in (0, 1) for images, _ in batches(data, shuffle=False).epoch(epoch)]
+        assert len(steps) == 4
+        for index, one in enumerate(steps):
+            assert len(one.flatten(1).unique(dim=0)) > 4
+            assert not any(torch.equal(one, other) for other in steps[index + 1 :])
+
+    @pytest.mark.parametrize("start_step", [0, 1, 2])
+    def test_starting_in_the_middle_continues_exactly(self, start_step):
+        loader = batches(make())
+        assert_equal(loader.epoch(2, start_step), list(loader.epoch(2))[start_step:])
+
+    @pytest.mark.parametrize("world_size", [2, 4])
+    def test_slices_of_all_ranks_make_up_the_batch_of_one(self, world_size):
+        data = make()
+        ranks = [list(batches(data, rank=rank, world_size=world_size).epoch(1)) for rank in range(world_size)]
+        assert all(len(images) == 16 // world_size for steps in ranks for images, _ in steps)
+        joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
+        assert_equal(joined, batches(data).epoch(1))
+
+    def test_switched_off_it_is_the_data_in_order(self):
+        data = make()
+        loader = batches(data, pad=0, flip=False, shuffle=False, drop_last=False)
+        found = list(loader.epoch(0))
+        assert loader.steps_per_epoch == len(found) == 4
+        assert torch.cat([labels for _, labels in found]).tolist() == list(range(50))
+        assert_equal(found, EvalBatches(data, 16, mean=MEAN, std=STD))
+
+    def test_a_shift_without_flips_keeps_the_image_within_the_frame(self):
+        data = make(32, size=4)
+        steps = list(batches(data, flip=False, pad=1, mean=(0, 0, 0), std=(1, 1, 1), shuffle=False).epoch(0))
+        for images, labels in steps:
+            for image, label in zip((images * 255).round().byte(), labels, strict=True):
+                padded = transforms.pad(data.images[label], [1])
+                shifts = [padded[:, top : top + 4, left : left + 4] for top in range(3) for left in range(3)]
+                assert any(torch.equal(image, shift) for shift in shifts)
+
+    def test_only_the_given_indices_are_used(self):
+        chosen = torch.arange(0, 50, 2)
+        loader = batches(make(), 25, indices=chosen)
+        ((_, labels),) = loader.epoch(0)
+        assert loader.num_images == 25
+        assert torch.equal(labels.sort().values, chosen)
+
+    def test_pixel_mean_replaces_the_mean(self):
+        data = make(16)
+        mean_image = data.images.float().mean(0) / 255
+        loader = batches(data, pixel_mean=mean_image, std=(1, 1, 1), pad=0, flip=False)
+        ((images, _),) = loader.epoch(0)
+        torch.testing.assert_close(images.mean(0), torch.zeros(3, 8, 8), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_layout_and_device_do_not_change_values(self, device):
+        data = make()
+        changed = list(batches(data, channels_last=True, device=device).epoch(0))
+        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in changed)
+        assert all(images.device.type == labels.device.type == device for images, labels in changed)
+        for (images, labels), (other, other_labels) in zip(changed, batches(data).epoch(0), strict=True):
+            torch.testing.assert_close(images.cpu(), other, rtol=1e-6, atol=1e-6)
+            assert torch.equal(labels.cpu(), other_labels)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"batch_size": 0}, "batch_size is 0, but must be from 1 to the number of images, 50"),
+            ({"batch_size": 51}, "batch_size is 51"),
+            ({"batch_size": 15, "world_size": 2}, "batch_size is 15, but must be a multiple of the 2 processes"),
+            ({"batch_size": 49, "world_size": 7, "drop_last": False}, "last batch of 1 images cannot be shared by 7"),
+            ({"pad": -1}, "pad is -1"),
+            ({"mean": (0.5,)}, r"mean is \(0.5,\), but must be one number for each of 3 channels"),
+            ({"std": (0.5, 0.0, 0.1)}, r"std is \(0.5, 0.0, 0.1\), but must be greater than 0"),
+        ],
+    )
+    def test_impossible_options(self, options, message):
+        with pytest.raises(InputError, match=message):
+            batches(make(), **options)
+
+
+class TestEvalBatches:
+    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    @pytest.mark.parametrize("batch_size", [1, 16, 17, 64])
+    def test_every_image_exactly_once_over_all_ranks(self, world_size, batch_size):
+        seen = []
+        for rank in range(world_size):
+            loader = EvalBatches(make(), batch_size, mean=MEAN, std=STD, rank=rank, world_size=world_size)
+            found = list(loader)
+            assert len(found) == len(loader)
+            assert loader.num_images == 50
+            assert all(1 <= len(labels) <= batch_size for _, labels in found)
+            seen += [int(label) for _, labels in found for label in labels]
+        assert sorted(seen) == list(range(50))
+
+    def test_it_can_be_iterated_again_and_over_nothing(self):
+        loader = EvalBatches(make(), 20, mean=MEAN, std=STD, indices=torch.tensor([4, 2, 9]))
+        assert [labels.tolist() for _ in range(2) for _, labels in loader] == [[4, 2, 9], [4, 2, 9]]
+        assert list(EvalBatches(make(), 20, mean=MEAN, std=STD, indices=torch.tensor([], dtype=torch.int64))) == []
+
+
+def test_digits_from_load_to_batch():
+    data = load("digits")
+    loader = Batches(data, 100, mean=(0.3056,), std=(0.3760,), seed=0)
+    images = torch.cat([images for images, _ in loader.epoch(0)])
+    assert images.shape == (1400, 1, 8, 8)
+    assert images.mean().item() == pytest.approx(0, abs=0.01)
+    assert images.std().item() == pytest.approx(1, abs=0.01)

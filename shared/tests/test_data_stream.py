@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from resless.data import StreamBatches, StreamEvalBatches, open_samples
+from resless.data.stream import eval_transform, train_transform
+from resless.errors import InputError
+from resless.testing import shared_data
+from torchvision.transforms import v2
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """22 photographs-to-be of different sizes in 2 classes, train and val."""
+    root = tmp_path_factory.mktemp("tree")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 22), ("val", 7)):
+        for index in range(count):
+            folder = root / split / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            size = (20 + index, 30 - index % 5, 3)
+            Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{index:02}.jpg", quality=90)
+    return root
+
+
+def stream(tree, num_workers=0, batch_size=4, **options):
+    samples = open_samples(str(tree))
+    options = {"mean": MEAN, "std": STD, "seed": 5, "transform": train_transform(16), **options}
+    return StreamBatches(samples, batch_size, num_workers=num_workers, **options)
+
+
+def assert_equal(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second) > 0
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_do_not_change_any_batch(tree, num_workers):
+    alone, helped = stream(tree), stream(tree, num_workers)
+    expected = [list(alone.epoch(epoch)) for epoch in (0, 1)]
+    for epoch in (0, 1):  # the workers stay alive between the two
+        assert_equal(helped.epoch(epoch), expected[epoch])
+    assert_equal(helped.epoch(1, start_step=3), expected[1][3:])
+    next(helped.epoch(0))  # an epoch left early does not disturb the next
+    assert_equal(helped.epoch(1), expected[1])
+    assert not torch.equal(expected[0][0][0], expected[1][0][0])
+
+
+def test_epoch_visits_images_once_and_drops_the_incomplete_batch(tree):
+    loader = stream(tree, transform=eval_transform(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    found = list(loader.epoch(0))
+    assert loader.steps_per_epoch == len(found) == 5
+    assert loader.num_images == 22
+    assert found[0][0].shape == (4, 3, 8, 8)
+    assert len(torch.cat([images for images, _ in found]).flatten(1).unique(dim=0)) == 20
+
+
+def test_slices_of_two_ranks_make_up_the_batch_of_one(tree):
+    ranks = [list(stream(tree, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
+    assert_equal(joined, stream(tree).epoch(0))
+
+
+def test_the_global_random_state_is_left_alone(tree):
+    before = torch.get_rng_state()
+    list(stream(tree).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_only_the_given_indices_are_used(tree):
+    indices = torch.arange(0, 22, 2)
+    samples = open_samples(str(tree))
+    ((_, labels),) = stream(tree, batch_size=11, indices=indices).epoch(0)
+    assert sorted(labels.tolist()) == sorted(samples.labels[indices.numpy()].tolist())
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_evaluation_sees_every_image_once_in_order(tree, world_size):
+    samples = open_samples(str(tree), "test")
+    options = {"mean": (0, 0, 0), "std": (1, 1, 1), "transform": eval_transform(16, 20), "num_workers": 0}
+    seen = []
+    for rank in range(world_size):
+        loader = StreamEvalBatches(samples, 4, rank=rank, world_size=world_size, **options)
+        assert loader.num_images == 7
+        found = list(loader)
+        assert len(found) == len(loader)
+        seen += [image for images, _ in found for image in (images * 255).round().byte()]
+    expected = [
+        v2.functional.center_crop(
+            v2.functional.resize(torch.from_numpy(samples.image(i)), 20, antialias=True), [16, 16]
+        )
+        for i in range(7)
+    ]
+    assert len(seen) == 7
+    assert all(any(torch.equal(image, other) for other in expected) for image in seen)
+    assert world_size > 1 or all(torch.equal(image, other) for image, other in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_truncated_file_is_named_in_one_sentence(tree, tmp_path, num_workers):
+    shutil.copytree(tree, tmp_path / "tree")
+    file = tmp_path / "tree" / "train" / "class1" / "05.jpg"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"^image {file} cannot be decoded: [^\n]*$"):
+        list(stream(tmp_path / "tree", num_workers, batch_size=22).epoch(0))
+
+
+def test_impossible_options(tree):
+    with pytest.raises(InputError, match="batch_size is 23"):
+        stream(tree, batch_size=23)
+    with pytest.raises(InputError, match="num_workers is -1"):
+        stream(tree, num_workers=-1)
+    with pytest.raises(InputError, match="mean is"):
+        stream(tree, mean=(0.5,))
+
+
+def test_real_photographs(tmp_path):
+    for file in sorted(shared_data("data", "imagenet-sample").glob("*.JPEG"))[:24]:
+        folder = tmp_path / "train" / file.name.split("_")[0]
+        folder.mkdir(parents=True)
+        shutil.copy(file, folder)
+    samples = open_samples(str(tmp_path))
+    loader = StreamBatches(samples, 12, mean=MEAN, std=STD, seed=0, num_workers=1)
+    found = list(loader.epoch(0))
+    assert [images.shape for images, _ in found] == [(12, 3, 224, 224)] * 2
+    assert sorted(torch.cat([labels for _, labels in found]).tolist()) == list(range(24))
