@@ -195,7 +195,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, loop,
 
 
 def test_the_console_script_killed_from_outside_resumes(tmp_path):
-    options = ["--recipe", "smoke", "--epochs", "60", "--holdout", "0.1", "--run-dir", "broken"]
+    options = ["--recipe", "smoke", "--epochs", "25", "--holdout", "0.1", "--run-dir", "broken"]
     command = [script("resless-train"), *options]
     assert kill_when(command, tmp_path, tmp_path / "broken/checkpoints/epoch_0003") == -signal.SIGKILL
     assert not (tmp_path / "broken/result.json").exists()
@@ -203,7 +203,7 @@ def test_the_console_script_killed_from_outside_resumes(tmp_path):
     assert "resumed from broken/checkpoints/epoch_" in resumed.stdout
 
     smoke = TRAIN["smoke"]
-    whole = replace(smoke, data=DataConfig(holdout=0.1), optim=replace(smoke.optim, epochs=60))
+    whole = replace(smoke, data=DataConfig(holdout=0.1), optim=replace(smoke.optim, epochs=25))
     done(forked(lambda: train(config_in(whole, tmp_path / "whole"))))
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 

@@ -64,7 +64,7 @@ def test_unknown_regularisers_are_refused() -> None:
         ({"sensitivity": -0.1}, "--sensitivity is -0.1"),
         ({"sweep": (0.1,)}, "--max-accuracy-drop or --target-macs"),
         ({"sweep": (0.1,), "target_macs": 100}, "--holdout is 0.0"),
-        ({"target_macs": 100}, "--sweep"),
+        ({"target_macs": 100, "target_weights": 100}, "--target-weights"),
         ({"model": ("a", "b")}, "one model folder"),
         ({"max_accuracy_drop": 2.0}, "a fraction from 0 to 1"),
     ],

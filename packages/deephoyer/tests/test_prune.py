@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from deephoyer import prune as stage
+from deephoyer.compact import EmptyLayer
 from deephoyer.config import PruneConfig, TrainConfig
-from deephoyer.prune import EmptyLayer, cut, prune, thresholds
-from deephoyer.report import prunable
+from deephoyer.prune import at_target, cut, prune, thresholds
+from deephoyer.report import prunable, sparsity
 from deephoyer.sweep import Point, choose, sweep_strengths, sweep_thresholds
 from deephoyer.train import regularised_tensors, train
 from resless import models, weights
@@ -21,6 +22,7 @@ from resless.testing import assert_every_parameter_gets_gradient, assert_same_ru
 from resless.train import train as train_dense
 from safetensors.torch import load_file
 
+DIGIT = torch.zeros(1, 1, 8, 8)
 ADAM = OptimConfig(optimizer="adam", lr=3e-3, batch_size=64, epochs=3)
 
 
@@ -102,7 +104,7 @@ def test_std_rule_cuts_below_so_many_standard_deviations(trained: str) -> None:
         std = float(((values - values.mean()) ** 2).mean().sqrt())
         expected[name] = (weight.detach().abs() > 0.4 * std).sum()
     config = PruneConfig(model=(trained,), threshold="std", sensitivity=0.4)
-    masks = cut(model, thresholds(model, config), "elementwise")
+    masks = cut(model, thresholds(model, config, DIGIT), "elementwise")
     assert [int(mask.sum()) for _, mask in masks] == list(map(int, expected.values()))
     assert all(torch.equal(weight != 0, mask) for weight, mask in masks)
 
@@ -116,10 +118,40 @@ def test_group_rule_leaves_whole_rows_and_columns(trained: str) -> None:
     assert torch.equal(left, norms["fc1.weight"] > limit)
 
 
+def test_macs_rule_spares_weights_in_proportion_to_how_seldom_they_are_used() -> None:
+    model = models.create("lenet5", in_channels=1)
+    config = PruneConfig(model=("any",), threshold="macs", sensitivity=0.9)
+    found = thresholds(model, config, torch.zeros(1, 1, 28, 28))
+    # A weight of conv1 is used at 24 x 24 places of an image, one of conv2 at 8 x 8, one of a linear layer once.
+    expected = {"conv1.weight": 0.9, "conv2.weight": 0.9 * 64 / 576, "fc1.weight": 0.9 / 576, "fc2.weight": 0.9 / 576}
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", ["elementwise", "group"])
+@pytest.mark.parametrize("target", [{"target_macs": 20_000}, {"target_weights": 4_000}])
+def test_target_is_met_by_the_least_cut_that_does(trained: str, rule: str, target: dict[str, int]) -> None:
+    model = weights.from_pretrained(trained)
+    config = at_target(model, PruneConfig(model=(trained,), rule=rule, threshold="fixed", **target), DIGIT)
+
+    def left(sensitivity: float) -> int:
+        trial = weights.from_pretrained(trained)
+        cut(trial, dict.fromkeys(prunable(trial), sensitivity), rule)
+        if "target_macs" in target:
+            return sparsity(trial, DIGIT).macs
+        return sum(int((weight != 0).sum()) for weight in prunable(trial).values())
+
+    assert left(config.sensitivity) <= next(iter(target.values())) < left(0.999 * config.sensitivity)
+
+
+def test_a_target_that_cannot_be_met_names_the_layer_it_would_empty(trained: str, tmp_path: Path) -> None:
+    with pytest.raises(EmptyLayer, match=r"would empty layer fc\d\.weight"):
+        prune(pruning(trained, tmp_path / "run", target_weights=3))
+
+
 def test_a_threshold_that_empties_a_layer_is_refused_and_nothing_is_cut(trained: str, tmp_path: Path) -> None:
     model = weights.from_pretrained(trained)
     before = {name: weight.detach().clone() for name, weight in prunable(model).items()}
-    with pytest.raises(EmptyLayer, match=r"would empty layer fc1\.weight, where the largest weight is .*: lower"):
+    with pytest.raises(EmptyLayer, match=r"would empty layer fc1\.weight, where the largest weight is .*: cut less"):
         cut(model, dict.fromkeys(before, 1e6), "elementwise")
     assert all(torch.equal(weight, before[name]) for name, weight in prunable(model).items())
     with pytest.raises(EmptyLayer):
@@ -135,7 +167,7 @@ def test_zeros_stay_zero_under_every_optimizer(trained: str, tmp_path: Path, opt
     optim = OptimConfig(optimizer=optimizer, lr=1e-2, weight_decay=1e-3, batch_size=64, epochs=2)
     result = prune(pruning(trained, tmp_path / "run", optim=optim))
     model = weights.from_pretrained(trained)
-    masks = cut(model, thresholds(model, pruning(trained, tmp_path)), "elementwise")
+    masks = cut(model, thresholds(model, pruning(trained, tmp_path), DIGIT), "elementwise")
     tuned = weights.from_pretrained(tmp_path / "run" / "model")
     for (before, mask), after in zip(masks, prunable(tuned).values(), strict=True):
         assert torch.all(after[~mask] == 0)

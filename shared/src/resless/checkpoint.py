@@ -4,8 +4,8 @@ A checkpoint is a folder `checkpoints/epoch_0012` (12 epochs done) or `checkpoin
 into the 13th), with
 
     manifest.json   format, world size, configuration, the SHA-256 of each file, and its own
-    state.pt        what all processes share: weights, optimiser, progress, whatever the loop registered
-    rank_0.pt ...   what each process has for itself: random number generators, module buffers
+    state.pt        what all processes share: weights, optimiser, progress, metrics
+    rank_0.pt ...   what each process has for itself: random number generators, buffers, whatever the loop registered
 
 It is written to a temporary folder, synchronised to disk and renamed; then the file `last` names it; then the others
 go, but for the newest. A kill at any moment therefore leaves the previous checkpoint or the new one. Files are loaded

@@ -353,7 +353,7 @@ class Run:
                 buffer.copy_(own["buffers"][name])
             self.optimizer.load_state_dict(shared["optimizer"])
             for name, item in self._state.items():
-                item.load_state_dict(shared["extra"][name])
+                item.load_state_dict(own["extra"][name])
         except (RuntimeError, ValueError, KeyError) as error:
             # The configurations agree, but what they refer to (another model folder, say) has changed.
             reason = " ".join(str(error).split())
@@ -379,9 +379,13 @@ class Run:
             "model": plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+        }
+        own = {
+            "rng": checkpoint.rng_state(),
+            "buffers": dict(plain.named_buffers()),
+            "totals": self._totals,
             "extra": {name: item.state_dict() for name, item in self._state.items()},
         }
-        own = {"rng": checkpoint.rng_state(), "buffers": dict(plain.named_buffers()), "totals": self._totals}
         name = f"epoch_{self.epoch:04d}" + (f"_step_{self.step:06d}" if self.step else "")
         with self._writing(f"checkpoint {name}"):
             return checkpoint.save(

@@ -27,6 +27,10 @@ from deephoyer.config import CompactConfig
 TOLERANCE = 1e-5
 
 
+class EmptyLayer(InputError):
+    """Nothing would be left of a layer."""
+
+
 @torch.no_grad()
 def compact(model: nn.Module, example: Tensor) -> nn.Module:
     """The network without its zeros, in eval mode, with outputs equal to 1e-5 (of the largest logit) in float32.
@@ -36,8 +40,8 @@ def compact(model: nn.Module, example: Tensor) -> nn.Module:
         example: an input of it, [N, C, H, W], on which both outputs are compared.
 
     Raises:
-        InputError: the network is of a kind whose layers this cannot follow, or a layer is empty; the network stays
-            usable as it is.
+        InputError: the network is of a kind whose layers this cannot follow; it stays usable as it is.
+        EmptyLayer: nothing is left of a layer.
         RuntimeError: the outputs differ.
     """
     if not isinstance(model, LeNet300100 | LeNet5):
@@ -142,7 +146,7 @@ def _rebuilt(model: nn.Module, tensors: dict[str, Tensor], widths: tuple[Tensor,
     for name, read in columns.items():
         kept[name] = None if read.all() else tuple(read.nonzero().flatten().tolist())
     if 0 in kept["widths"] or any(not read.any() for read in columns.values()):
-        raise InputError(f"nothing is left of a layer: widths {kept['widths']}; cut less, or use the network as it is")
+        raise EmptyLayer(f"nothing is left of a layer: widths {kept['widths']}; cut less, or use the network as it is")
     spec = models.spec_of(model)
     small = models.build(replace(spec, options=spec.options | kept))
     small.load_state_dict(tensors)

@@ -79,17 +79,22 @@ class PruneConfig:
     """Model folder to prune; with --sweep there may be several, one a strength."""
     rule: Literal["elementwise", "group"] = "elementwise"
     """Cut single weights by magnitude, or filters and input channels by their norm."""
-    threshold: Literal["std", "fixed"] = "std"
-    """Is --sensitivity a factor of each tensor's standard deviation, or the threshold itself?"""
+    threshold: Literal["std", "fixed", "macs"] = "std"
+    """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; or the threshold of
+    the layer whose weights are used most often an image, the others' being lower in proportion to their use."""
     sensitivity: float = 0.5
     """Weights (or groups) up to this size are cut."""
+    target_macs: int | None = None
+    """Cut just so much that at most so many MACs an image are left, instead of by --sensitivity; with --sweep, take
+    the most accurate of the points that need at most so many."""
+    target_weights: int | None = None
+    """Cut just so much that at most so many weights are left, instead of by --sensitivity."""
     sweep: tuple[float, ...] = ()
-    """Sensitivities to compare on held-out images before the best is used; see --target-macs, --max-accuracy-drop."""
+    """Sensitivities to compare on held-out images, of which one is then used; --target-macs or --max-accuracy-drop
+    says which."""
     max_accuracy_drop: float | None = None
     """Of the sweep's points, take the cheapest whose held-out accuracy is at most so much lower (a fraction) than that
     of the network before the cut."""
-    target_macs: int | None = None
-    """Of the sweep's points, take the most accurate that needs at most so many MACs an image."""
     sweep_epochs: int = 0
     """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -101,18 +106,18 @@ class PruneConfig:
         check(all(value >= 0 for value in self.sweep), "--sweep", self.sweep, "0 or more each")
         check(self.sweep_epochs >= 0, "--sweep-epochs", self.sweep_epochs, "0 or more")
         check(bool(self.model), "--model", self.model, "at least one model folder")
-        drop, macs = self.max_accuracy_drop, self.target_macs
+        drop, macs, count = self.max_accuracy_drop, self.target_macs, self.target_weights
         check(drop is None or 0 <= drop <= 1, "--max-accuracy-drop", drop, "a fraction from 0 to 1")
         check(macs is None or macs > 0, "--target-macs", macs, "above 0")
+        check(count is None or count > 0, "--target-weights", count, "above 0")
         if self.sweep:
             limits = "given with either --max-accuracy-drop or --target-macs"
-            check((drop is None) != (macs is None), "--sweep", self.sweep, limits)
-            check(
-                self.data.holdout > 0, "--holdout", self.data.holdout, "above 0: a sweep is judged on held-out images"
-            )
+            check((drop is None) != (macs is None) and count is None, "--sweep", self.sweep, limits)
+            check(self.data.holdout > 0, "--holdout", self.data.holdout, "above 0, so that a sweep can be judged")
         else:
             check(len(self.model) == 1, "--model", self.model, "one model folder, unless there is a --sweep")
-            check(drop is None and macs is None, "--sweep", self.sweep, "given if a point is to be chosen")
+            check(drop is None, "--max-accuracy-drop", drop, "given with a --sweep")
+            check(macs is None or count is None, "--target-weights", count, "left out where --target-macs is given")
 
 
 @dataclass(frozen=True)

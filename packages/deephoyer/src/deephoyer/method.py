@@ -28,6 +28,7 @@ and so does a group of zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class _Sums(torch.autograd.Function):
     """Tensors -> Σ|w| [T] and Σw² [T], in the order of the buckets."""
 
     @staticmethod
-    def forward(ctx, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.buckets = _buckets(tensors)
         stacks = [_stack(tensors, bucket) for bucket in ctx.buckets]
         ctx.save_for_backward(*stacks)
@@ -74,7 +75,7 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_absolute: Tensor, grad_square: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_absolute: Tensor, grad_square: Tensor) -> tuple[Tensor, ...]:
         sizes = [len(bucket) for bucket in ctx.buckets]
         gradients: list[Tensor] = [grad_absolute] * sum(sizes)
         slopes = zip(grad_absolute.split(sizes), (2 * grad_square).split(sizes), strict=True)
@@ -89,7 +90,7 @@ class _GroupSums(torch.autograd.Function):
     """Weights [O, I, ...] -> Σc [T], Σf [T] and Σw² [T], in the order of the buckets."""
 
     @staticmethod
-    def forward(ctx, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.buckets = _buckets(tensors)
         saved, channel_sums, filter_sums, squares = [], [], [], []
         for bucket in ctx.buckets:
@@ -107,7 +108,7 @@ class _GroupSums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_channels: Tensor, grad_filters: Tensor, grad_square: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad_channels: Tensor, grad_filters: Tensor, grad_square: Tensor) -> tuple[Tensor, ...]:
         gradients: list[Tensor] = [grad_square] * sum(len(bucket) for bucket in ctx.buckets)
         start = 0
         for number, bucket in enumerate(ctx.buckets):

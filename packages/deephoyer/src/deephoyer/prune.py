@@ -7,11 +7,12 @@ fine-tuning is saved.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from resless import optim, weights
+from resless import costs, optim, weights
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import InputError
 from resless.evaluate import Evaluation, evaluate
@@ -20,12 +21,11 @@ from resless.run import Run
 from torch import Tensor, nn
 
 from deephoyer import method
+from deephoyer.compact import EmptyLayer, compact
 from deephoyer.config import PruneConfig
 from deephoyer.report import SparsityReport, draw_histogram, print_sparsity, prunable, sparsity
 
-
-class EmptyLayer(InputError):
-    """A threshold would leave nothing of a layer."""
+BISECTIONS = 30
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         model = weights.from_pretrained(config.model[0])
         check_fit(model, data.train)
         before = copy.deepcopy(model)
-        limits = thresholds(model, config)
+        limits = thresholds(model, at_target(model, config, data.example), data.example)
         masks = cut(model, limits, config.rule)
+        compact(model, data.example)  # refuses, before any training, a network in which nothing leads to the logits
         after_cut = copy.deepcopy(model)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
@@ -93,11 +94,51 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
     return pruned
 
 
-def thresholds(model: nn.Module, config: PruneConfig) -> dict[str, float]:
-    """The threshold of each tensor: `--sensitivity` itself, or so many times the tensor's standard deviation."""
+def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
+    """The threshold of each tensor, from `--threshold` and `--sensitivity`; `example` is one image [1, C, H, W]."""
+    tensors, sensitivity = prunable(model), config.sensitivity
     if config.threshold == "fixed":
-        return dict.fromkeys(prunable(model), config.sensitivity)
-    return {name: method.std_threshold(weight, config.sensitivity) for name, weight in prunable(model).items()}
+        return dict.fromkeys(tensors, sensitivity)
+    if config.threshold == "std":
+        return {name: method.std_threshold(weight, sensitivity) for name, weight in tensors.items()}
+    macs = costs.layer_macs(model, example)
+    uses = {name: macs[name.removesuffix(".weight")] / weight.numel() for name, weight in tensors.items()}
+    return {name: sensitivity * use / max(uses.values()) for name, use in uses.items()}
+
+
+def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> PruneConfig:
+    """The configuration with the least sensitivity that meets `--target-macs` or `--target-weights`, if one is given.
+
+    It depends on the weights alone: no image is looked at. Where a layer is empty before the target is met, the
+    sensitivity returned empties it, so that `cut` refuses and names the layer.
+    """
+    target = config.target_macs or config.target_weights
+    if target is None:
+        return config
+
+    def left(sensitivity: float) -> int:
+        trial = copy.deepcopy(model)
+        try:
+            masks = cut(trial, thresholds(model, replace(config, sensitivity=sensitivity), example), config.rule)
+            if config.target_macs is None:
+                return sum(int(mask.sum()) for _, mask in masks)
+            return costs.macs(compact(trial, example), example)
+        except InputError:  # a layer is empty
+            return 0
+
+    low, high = 0.0, least_power_of_two(lambda sensitivity: left(sensitivity) <= target)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if left(middle) <= target else (middle, high)
+    return replace(config, sensitivity=high)
+
+
+def least_power_of_two(holds: Callable[[float], bool]) -> float:
+    """The least power of two from 2^-20 on for which `holds`."""
+    exponent = -20
+    while not holds(2.0**exponent):
+        exponent += 1
+    return 2.0**exponent
 
 
 @torch.no_grad()
@@ -114,7 +155,7 @@ def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[Ten
             largest = method.filter_norms(weight).max() if rule == "group" else weight.abs().max()
             raise EmptyLayer(
                 f"the threshold {limits[name]:.3g} would empty layer {name}, where the largest "
-                f"{'norm' if rule == 'group' else 'weight'} is {float(largest):.3g}: lower --sensitivity"
+                f"{'norm' if rule == 'group' else 'weight'} is {float(largest):.3g}: cut less"
             )
     for _, weight, mask in masks:
         weight.mul_(mask)

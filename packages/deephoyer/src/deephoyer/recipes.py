@@ -1,12 +1,15 @@
 """Recipes: one named pair of configurations, for `deephoyer-train` and `deephoyer-prune`, for each published row.
 
-| recipe | the paper (Tables 1 to 4) | settings found here |
-|---|---|---|
-| lenet-300-100-element | 98.4 %, 4.6k weights | Hoyer-Square 1e-4, weight decay 1e-4, cut at 0.4 standard deviations |
-| lenet-300-100-structural | 98.2 %, 16.5k MACs | Group-HS 2e-3, weight decay 1e-3, cut at group norm 0.08 |
+| recipe | the paper (Tables 1 to 4) | regulariser, strength, weight decay | cut |
+|---|---|---|---|
+| lenet-300-100-element | 98.4 %, 4.6k weights | Hoyer-Square 1e-4, 1e-4 | standard deviations, to 4,600 weights |
+| lenet5-element | 99.2 %, 3.5k weights | Hoyer-Square 1e-4, 1e-4 | standard deviations, to 3,500 weights |
+| lenet-300-100-structural | 98.2 %, 16.5k MACs | Group-HS 2e-3, 1e-3 | one group norm, to 16,500 MACs |
+| lenet5-structural | 99.0 %, 169.9k MACs | Group-HS 4e-3, 1e-3 | group norms by use, to 153,000 MACs |
 
-Strengths were not published; these were found by sweeps on 10,000 images held out of the training set. The recipes
-themselves hold out nothing and select nothing: they train on all 60,000 images and report the last epoch.
+Strengths were not published; these were found on 10,000 images held out of the training set. The recipes themselves
+hold out nothing and select nothing: they train on all 60,000 images and report the last epoch. On one core of a
+server, LeNet-300-100 takes about 2 minutes for both commands, LeNet-5 about 6.
 `smoke` is seconds on the embedded digits: Group-HS takes LeNet-300-100 from 64-300-100 to about 56-23-17.
 """
 
@@ -18,59 +21,116 @@ from resless.config import DataConfig, OptimConfig, RunConfig
 
 from deephoyer.config import PruneConfig, TrainConfig
 
-_SPARE_CHECKPOINTS = RunConfig(checkpoint_epochs=5)
-# Deviation: images move by up to one pixel, and epochs are 40 + 30 on a cosine instead of 250 + 100 at a constant rate.
+# Deviation: images move by up to one pixel, weight decay is larger than the paper's, and epochs are fewer, on a cosine
+# instead of 250 + 100 at a constant rate. Without weight decay a few weights grow without end: they lower a ratio that
+# does not depend on scale for free.
 _MNIST = DataConfig(dataset="mnist", pad=1)
 _TRAIN = OptimConfig("adam", lr=1e-3, batch_size=100, epochs=40, schedule="cosine")
 _TUNE = OptimConfig("adam", lr=2e-3, batch_size=100, epochs=30, schedule="cosine")
-_ELEMENT = TrainConfig(
-    reg="hoyer_square", strength=1e-4, data=_MNIST, optim=replace(_TRAIN, weight_decay=1e-4), run=_SPARE_CHECKPOINTS
-)
-_STRUCTURAL = TrainConfig(
-    reg="group_hoyer_square",
-    structural=True,
-    strength=2e-3,
-    data=_MNIST,
-    optim=replace(_TRAIN, weight_decay=1e-3),
-    run=_SPARE_CHECKPOINTS,
-)
+
+
+def _run(name: str) -> RunConfig:
+    """Folders by name, so that the two commands of a recipe find each other without being told."""
+    return RunConfig(run_dir=f"runs/{name}", checkpoint_epochs=5)
+
+
+def _fast_run(name: str) -> RunConfig:
+    """The same in the precision and layout in which convolutions run 2 times as fast."""
+    return replace(_run(name), mixed_precision="bf16", channels_last=True)
+
+
+def _trained(name: str) -> tuple[str]:
+    return (f"runs/{name}/model",)
+
 
 TRAIN: dict[str, TrainConfig] = {
-    "lenet-300-100-element": replace(_ELEMENT, model="lenet_300_100"),
-    "lenet-300-100-structural": replace(_STRUCTURAL, model="lenet_300_100"),
-    "smoke": TrainConfig(
-        reg="group_hoyer_square",
+    "lenet-300-100-element": TrainConfig(
+        model="lenet_300_100",
+        reg="hoyer_square",
+        strength=1e-4,
+        data=_MNIST,
+        optim=replace(_TRAIN, weight_decay=1e-4),
+        run=_run("lenet-300-100-element"),
+    ),
+    "lenet-300-100-structural": TrainConfig(
+        model="lenet_300_100",
         structural=True,
+        reg="group_hoyer_square",
+        strength=2e-3,
+        data=_MNIST,
+        optim=replace(_TRAIN, weight_decay=1e-3),
+        run=_run("lenet-300-100-structural"),
+    ),
+    "lenet5-element": TrainConfig(
+        model="lenet5",
+        reg="hoyer_square",
+        strength=1e-4,
+        data=_MNIST,
+        optim=replace(_TRAIN, weight_decay=1e-4, epochs=30),
+        run=_fast_run("lenet5-element"),
+    ),
+    "lenet5-structural": TrainConfig(
+        model="lenet5",
+        structural=True,
+        reg="group_hoyer_square",
+        strength=4e-3,
+        data=_MNIST,
+        optim=replace(_TRAIN, weight_decay=1e-3, epochs=30),
+        run=_fast_run("lenet5-structural"),
+    ),
+    "smoke": TrainConfig(
+        model="lenet_300_100",
+        structural=True,
+        reg="group_hoyer_square",
         strength=3e-2,
         optim=OptimConfig("adam", lr=3e-3, weight_decay=1e-4, batch_size=64, epochs=40, schedule="cosine"),
-        run=_SPARE_CHECKPOINTS,
+        run=_run("smoke"),
     ),
 }
+
 PRUNE: dict[str, PruneConfig] = {
     "lenet-300-100-element": PruneConfig(
-        model=("runs/lenet-300-100-element/model",),
+        model=_trained("lenet-300-100-element"),
         rule="elementwise",
         threshold="std",
-        sensitivity=0.4,
+        target_weights=4_600,
         data=_MNIST,
         optim=_TUNE,
-        run=_SPARE_CHECKPOINTS,
+        run=_run("lenet-300-100-element-pruned"),
     ),
     "lenet-300-100-structural": PruneConfig(
-        model=("runs/lenet-300-100-structural/model",),
+        model=_trained("lenet-300-100-structural"),
         rule="group",
         threshold="fixed",
-        sensitivity=0.08,
+        target_macs=16_500,
         data=_MNIST,
         optim=_TUNE,
-        run=_SPARE_CHECKPOINTS,
+        run=_run("lenet-300-100-structural-pruned"),
+    ),
+    "lenet5-element": PruneConfig(
+        model=_trained("lenet5-element"),
+        rule="elementwise",
+        threshold="std",
+        target_weights=3_500,
+        data=_MNIST,
+        optim=replace(_TUNE, epochs=20),
+        run=_fast_run("lenet5-element-pruned"),
+    ),
+    "lenet5-structural": PruneConfig(
+        model=_trained("lenet5-structural"),
+        rule="group",
+        threshold="macs",
+        target_macs=153_000,
+        data=_MNIST,
+        optim=_TUNE,
+        run=_fast_run("lenet5-structural-pruned"),
     ),
     "smoke": PruneConfig(
-        model=("runs/smoke/model",),
+        model=_trained("smoke"),
         rule="group",
         threshold="fixed",
         sensitivity=0.1,
         optim=OptimConfig("adam", lr=1e-3, batch_size=64, epochs=10),
-        run=_SPARE_CHECKPOINTS,
+        run=_run("smoke-pruned"),
     ),
 }

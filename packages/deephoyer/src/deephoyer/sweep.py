@@ -16,8 +16,9 @@ from resless.config import RunConfig
 from resless.errors import InputError
 from resless.run import check_folder
 
+from deephoyer.compact import EmptyLayer
 from deephoyer.config import PruneConfig, TrainConfig
-from deephoyer.prune import EmptyLayer, Pruned, prune
+from deephoyer.prune import Pruned, prune
 from deephoyer.train import train
 
 
@@ -140,6 +141,7 @@ def _single(config: PruneConfig, model: str, sensitivity: float, folder: Path) -
         sweep=(),
         max_accuracy_drop=None,
         target_macs=None,
+        target_weights=None,
         run=_run_in(config.run, folder),
     )
 

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from resless import cli, models, weights
+from resless.config import DataConfig, EvalConfig
+from resless.data.pipeline import Pipeline, Shards
+from resless.errors import InputError
+from resless.evaluate import Evaluation, average_buffers, evaluate, main
+from resless.run import accelerator
+from resless.testing import forked
+from torch import nn
+
+
+@dataclass
+class Rows:
+    """Logits and labels in batches, as if they were images."""
+
+    batches: list[tuple[torch.Tensor, torch.Tensor]]
+    num_images: int
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.batches)
+
+
+def rows(logits: list[list[float]], labels: list[int], batch_size: int, num_images: int | None = None) -> Rows:
+    pairs = zip(torch.tensor(logits).split(batch_size), torch.tensor(labels).split(batch_size), strict=True)
+    return Rows(list(pairs), len(labels) if num_images is None else num_images)
+
+
+LOGITS = [
+    [6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
+    [6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
+    [6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
+]
+
+
+def test_accuracies_and_loss_are_those_of_the_definition():
+    found = evaluate(nn.Identity(), rows(LOGITS, [0, 4, 5], batch_size=2), accelerator("no"))
+    # Right at first once; among the first five twice; the loss is log Σ exp(logits) - logit of the label.
+    total = torch.tensor(LOGITS[0]).double().exp().sum().log().item()
+    assert found == Evaluation(1 / 3, 2 / 3, pytest.approx(total - (6 + 2 + 1) / 3, rel=1e-6), 3)
+
+
+def test_with_fewer_than_five_classes_all_are_among_the_first_five():
+    found = evaluate(nn.Identity(), rows([[1.0, 0.0], [1.0, 0.0]], [0, 1], batch_size=2), accelerator("no"))
+    assert (found.top1, found.top5) == (0.5, 1.0)
+
+
+def test_the_mode_of_the_model_is_put_back_and_statistics_stay():
+    model = nn.Sequential(nn.BatchNorm1d(6))
+    for training in (True, False):
+        model.train(training)
+        evaluate(model, rows(LOGITS, [0, 1, 2], batch_size=3), accelerator("no"))
+        assert model.training == training
+    assert model[0].num_batches_tracked == 0
+
+
+def test_an_image_that_is_missing_or_counted_twice_is_an_error():
+    with pytest.raises(RuntimeError, match="evaluated 3 images, but the data set has 4"):
+        evaluate(nn.Identity(), rows(LOGITS, [0, 1, 2], batch_size=2, num_images=4), accelerator("no"))
+
+
+def test_outputs_that_overflow_are_refused():
+    broken = rows([[float("nan"), 0.0]], [1], batch_size=1)
+    with pytest.raises(InputError, match="the loss on 1 images is not finite"):
+        evaluate(nn.Identity(), broken, accelerator("no"))
+
+
+def succeeds(task, processes: int) -> None:
+    for ended in forked(task, processes):
+        assert ended.code == 0, ended.printed
+
+
+@pytest.mark.parametrize("count", [1, 7, 101])
+def test_two_processes_see_every_image_once(count, tmp_path):
+    torch.manual_seed(0)
+    model = models.create("lenet_300_100", in_channels=1, image_size=8)
+
+    def on(processes: int):
+        def task() -> None:
+            used = accelerator("no")
+            assert used.num_processes == processes
+            data = Pipeline(DataConfig(), seed=0, shards=Shards.of(used, channels_last=False))
+            batches = data.evaluation(data.test, batch_size=4, indices=torch.arange(count))
+            found = evaluate(used.prepare(model), batches, used)
+            (tmp_path / f"{processes}-{used.process_index}").write_text(json.dumps(asdict(found)))
+
+        return task
+
+    succeeds(on(1), 1)
+    succeeds(on(2), 2)
+    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    assert (first["images"], first["top1"], first["top5"]) == (count, one["top1"], one["top5"])
+    assert first["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_processes_evaluate_the_mean_of_their_statistics():
+    def task() -> None:
+        used = accelerator("no")
+        norm = nn.BatchNorm1d(2)
+        norm.running_mean.copy_(torch.tensor([1.0, 2.0]) + 10 * used.process_index)
+        norm.num_batches_tracked.fill_(7)
+        average_buffers(norm, used)
+        assert norm.running_mean.tolist() == [6.0, 7.0]
+        assert norm.num_batches_tracked == 7
+
+    succeeds(task, 2)
+
+
+# --- resless-eval
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model folder with a network for the digits."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "lenet"
+    preprocessing = {"image_size": 8, "mean": [0.25], "std": [0.5]}
+    weights.save_pretrained(
+        models.create("lenet_300_100", in_channels=1, image_size=8), folder, preprocessing=preprocessing
+    )
+    return folder
+
+
+def expected(folder: Path, mean: float, std: float, split: str = "test") -> float:
+    """Accuracy, computed without a loader."""
+    data = Pipeline(DataConfig(), seed=0, shards=Shards())
+    images = data.test if split == "test" else data.train
+    with torch.inference_mode():
+        logits = weights.from_pretrained(folder)((images.images.float() / 255 - mean) / std)
+    return (logits.argmax(dim=1) == images.labels).double().mean().item()
+
+
+def test_a_model_folder_is_evaluated_as_it_was_trained(folder, tmp_path, capsys):
+    result = main(EvalConfig(model=str(folder), output=str(tmp_path / "result.json")))
+    assert result.images == 360
+    assert result.top1 == pytest.approx(expected(folder, 0.25, 0.5), abs=1e-9)
+    written = json.loads((tmp_path / "result.json").read_text())
+    parameters = 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert written == asdict(result) | {"parameters": parameters, "macs": 64 * 300 + 300 * 100 + 100 * 10}
+    printed = capsys.readouterr().out
+    for text in ("test images", f"{100 * result.top1:.2f}", f"{parameters:,}", "50,200"):
+        assert text in printed
+
+
+def test_mean_std_and_split_can_be_given(folder):
+    result = main(EvalConfig(model=str(folder), mean=(0.0,), std=(1.0,), split="train"))
+    assert result.images == 1437
+    assert result.top1 == pytest.approx(expected(folder, 0.0, 1.0, "train"), abs=1e-9)
+
+
+def test_a_foreign_checkpoint_is_evaluated_in_the_network_that_is_named(folder, tmp_path):
+    torch.save({"state_dict": weights.from_pretrained(folder).state_dict()}, tmp_path / "foreign.pth")
+    config = EvalConfig(model="lenet_300_100", weights=str(tmp_path / "foreign.pth"))
+    # The data set's mean and standard deviation, since a checkpoint has none.
+    assert main(config).top1 == pytest.approx(expected(folder, 0.3056, 0.3760), abs=1e-9)
+
+
+def test_bf16_and_channels_last_change_the_accuracy_little(tmp_path):
+    torch.manual_seed(0)
+    weights.save_pretrained(models.create("resnet8", in_channels=1), tmp_path / "model")
+    plain = EvalConfig(model=str(tmp_path / "model"))
+    exact, fast = main(plain), main(replace(plain, mixed_precision="bf16", channels_last=True))
+    assert fast.loss != exact.loss
+    assert fast.loss == pytest.approx(exact.loss, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--model", "resnet19", "--weights", "nowhere.pth"], "depth is 19, but must be 6n+2"),
+        (["--model", "lenet_300_100", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (
+            ["--model", "wide"],
+            "the images are 1 x 8 x 8 in 10 classes, but lenet_300_100 was trained on 1 x 28 x 28 in",
+        ),
+        (["--model", "lenet", "--mean", "0.5"], "--std is None, but must be given together with --mean"),
+        (["--model", "lenet", "--mean", "0.5", "0.5", "--std", "1", "1"], "one number for each of 1 channels"),
+        (
+            ["--model", "lenet", "--output", "no/where.json"],
+            "--output is 'no/where.json', but must be a file in a folder",
+        ),
+        (["--model", "lenet", "--batch-size", "0"], "--batch-size is 0, but must be 1 or more"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, args, sentence):
+    shutil.copytree(folder, tmp_path / "lenet")
+    weights.save_pretrained(models.create("lenet_300_100", in_channels=1), tmp_path / "wide")
+    before = sorted(tmp_path.rglob("*"))
+
+    def task() -> None:
+        os.chdir(tmp_path)
+        sys.argv = ["resless-eval", *args]
+        cli.evaluate()
+
+    ended = forked(task)[0]
+    assert ended.code == 2, ended.printed
+    assert ended.printed.startswith("error: "), ended.printed
+    assert ended.printed.count("\n") == 1, ended.printed
+    assert sentence in ended.printed
+    assert sorted(tmp_path.rglob("*")) == before

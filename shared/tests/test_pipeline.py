@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from resless import models
+from resless.config import DataConfig
+from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.errors import InputError
+from resless.run import accelerator
+
+
+def pipeline(seed: int = 0, shards: Shards | None = None, **config: object) -> Pipeline:
+    return Pipeline(DataConfig(**config), seed, shards or Shards())
+
+
+def test_held_out_images_are_no_training_images_and_depend_on_the_seed():
+    data = pipeline(holdout=0.2)
+    kept, held_out = data.split
+    assert len(held_out) == round(0.2 * 1437)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(1437))
+    assert torch.equal(held_out, pipeline(holdout=0.2).split[1])
+    assert not torch.equal(held_out, pipeline(seed=1, holdout=0.2).split[1])
+    assert data.training(64).num_images == len(kept)
+    labels = torch.cat([labels for _, labels in data.held_out()])
+    assert torch.equal(labels, data.train.labels[held_out])
+
+
+def test_nothing_is_held_out_unless_asked_and_something_if_asked():
+    kept, held_out = pipeline().split
+    assert (len(kept), len(held_out)) == (1437, 0)
+    with pytest.raises(InputError, match=r"--holdout is 0\.0001, but must be large enough to hold out one of 1437"):
+        pipeline(holdout=0.0001).training(64)
+
+
+def test_images_are_read_only_when_asked_for(monkeypatch):
+    read = []
+    data = pipeline()
+    load = data._load
+    monkeypatch.setattr(data, "_load", lambda split: read.append(split) or load(split))
+    assert len(data.test) == 360
+    assert read == ["test"]
+    assert len(data.train) == len(data.train) == 1437
+    assert read == ["test", "train"]
+
+
+def test_a_named_data_set_is_normalised_by_its_published_numbers():
+    data = pipeline()
+    assert data.preprocessing == {"image_size": 8, "mean": [0.3056], "std": [0.3760]}
+    assert data.example.shape == (1, 1, 8, 8)
+    images, labels = next(iter(data.evaluation(data.test, batch_size=3)))
+    torch.testing.assert_close(images, (data.test.images[:3].float() / 255 - 0.3056) / 0.3760)
+    assert torch.equal(labels, data.test.labels[:3])
+
+
+def test_a_folder_is_normalised_by_its_own_images_without_those_held_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for number in range(10):
+                pixels = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / split / name / f"{number}.png")
+    data = pipeline(dataset=str(tmp_path / "pets"), holdout=0.4)
+    kept, held_out = data.split
+    assert (len(kept), len(held_out)) == (12, 8)
+    pixels = data.train.images[kept].double() / 255
+    assert data.preprocessing["mean"] == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-9)
+    assert data.preprocessing["std"] == pytest.approx(pixels.std(dim=(0, 2, 3), unbiased=False).tolist(), abs=1e-9)
+
+
+def test_processes_share_a_batch_and_no_image():
+    single = pipeline(pad=1, flip=True)
+    halves = [pipeline(shards=Shards(rank=rank, world_size=2), pad=1, flip=True) for rank in range(2)]
+    whole_images, whole_labels = next(iter(single.training(64).epoch(5, start_step=3)))
+    parts = [next(iter(half.training(64).epoch(5, start_step=3))) for half in halves]
+    assert torch.equal(torch.cat([images for images, _ in parts]), whole_images)
+    assert torch.equal(torch.cat([labels for _, labels in parts]), whole_labels)
+
+
+def test_the_preprocessing_of_another_network_can_be_given():
+    data = pipeline()
+    images, _ = next(iter(data.evaluation(data.test, preprocessing={"mean": [0.0], "std": [1.0]})))
+    torch.testing.assert_close(images, data.test.images.float() / 255)
+
+
+def test_shards_are_those_of_the_accelerator():
+    used = accelerator("no")
+    assert Shards.of(used, channels_last=True) == Shards(used.device, 0, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("lenet_300_100", {"in_channels": 1, "image_size": 28}, "1 x 28 x 28 in 10 classes"),
+        ("resnet8", {"in_channels": 3}, "3 x 8 x 8 in 10 classes"),
+        ("resnet8", {"in_channels": 1, "num_classes": 100}, "1 x 8 x 8 in 100 classes"),
+    ],
+)
+def test_a_network_for_other_images_is_refused_by_what_differs(name, options, wanted):
+    with pytest.raises(InputError) as refused:
+        check_fit(models.create(name, **options), pipeline().test)
+    assert f"the images are 1 x 8 x 8 in 10 classes, but {name} was trained on {wanted}" in str(refused.value)
+
+
+def test_a_network_for_these_images_is_accepted():
+    images = pipeline().test
+    check_fit(models.create_for("lenet_300_100", images), images)
+    check_fit(models.create_for("resnet8", images), images)
