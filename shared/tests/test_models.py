@@ -93,7 +93,7 @@ def test_spec_holds_all_options_and_builds_the_same_network() -> None:
 
 
 def test_a_network_for_images_takes_their_classes_channels_and_size() -> None:
-    images = SimpleNamespace(images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8), num_classes=7)
+    images = SimpleNamespace(image_shape=(1, 8, 8), num_classes=7)
     assert models.create_for("lenet_300_100", images, shortcut=None).spec.options["image_size"] == 8
     resnet = models.create_for("resnet8", images, shortcut="avgpool")
     assert (resnet.spec.num_classes, resnet.spec.in_channels, resnet.spec.options["shortcut"]) == (7, 1, "avgpool")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resless import models
-from resless.config import DataConfig
+from resless import models, weights
+from resless.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.run import accelerator
+from resless.train import train
 
 
 def pipeline(seed: int = 0, shards: Shards | None = None, **config: object) -> Pipeline:
@@ -109,3 +110,24 @@ def test_a_network_for_these_images_is_accepted():
     images = pipeline().test
     check_fit(models.create_for("lenet_300_100", images), images)
     check_fit(models.create_for("resnet8", images), images)
+
+
+def test_streamed_images_train_and_evaluate_a_network(tmp_path):
+    """Photographs of many sizes, two classes, through `--stream`: the same loop as for images in memory."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 7)):
+        for index in range(count):
+            folder = tmp_path / "photos" / split / ("dark" if index % 2 else "light")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 128, (20 + index, 30, 3), dtype=np.uint8) + (0 if index % 2 else 127)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.jpg")
+    data = DataConfig(dataset=str(tmp_path / "photos"), stream=True, workers=1, image_size=16, holdout=0.25)
+    config = TrainConfig(
+        model="resnet8", data=data, optim=OptimConfig(batch_size=6, epochs=8), run=RunConfig(str(tmp_path / "run"))
+    )
+    found = train(config)
+    assert (found.images, found.top1) == (7, 1.0)
+    settings = weights.read_config(tmp_path / "run" / "model")
+    assert settings["preprocessing"] == {"image_size": 16, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    with pytest.raises(InputError, match="--stream is True, but must be given without --pad and --flip"):
+        DataConfig(stream=True, flip=True)

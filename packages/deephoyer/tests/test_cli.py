@@ -78,9 +78,10 @@ def test_every_recipe_is_complete() -> None:
     assert set(recipes.TRAIN) == set(recipes.PRUNE)
     assert len(recipes.TRAIN) == 5
     for name, recipe in recipes.TRAIN.items():
-        assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == name.endswith("structural")
+        pruning = recipes.PRUNE[name]
+        assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == (pruning.rule == "group")
         assert recipe.strength > 0
-        assert (recipes.PRUNE[name].rule == "group") == recipe.structural
+        assert pruning.model == (f"{recipe.run.run_dir}/model",), "the two commands find each other"
 
 
 def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:

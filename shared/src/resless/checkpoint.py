@@ -160,12 +160,9 @@ def load(folder: Path, *, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def rng_state() -> dict[str, Any]:
     """The random number generators of this process: Python's, NumPy's, torch's on the CPU and on the GPU in use."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - what libraries draw from
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-    }
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - what libraries draw from
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # the weights-only reader takes no arrays
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -173,10 +170,8 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put back what `rng_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

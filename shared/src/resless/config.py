@@ -30,6 +30,11 @@ class DataConfig:
     """Column that holds the labels; None takes the data set's usual one."""
     image_size: int | None = None
     """Side in pixels to which images are resized when they are decoded; None keeps their own size."""
+    stream: bool = False
+    """Decode images while they are used, in worker processes, instead of once into memory: for data of ImageNet's size.
+    Training images are then cut out at random and flipped, others resized and cut out of the middle."""
+    workers: int = 4
+    """Worker processes that decode streamed images, for each process of the run."""
     holdout: float = 0.0
     """Fraction of the training images, seeded and stratified, that is held out for selection."""
     pad: int = 0
@@ -40,6 +45,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         catalog.get(self.dataset)  # refuses unknown names
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
+        check(self.workers >= 0, "--workers", self.workers, "0 or more")
+        check(not (self.stream and (self.pad or self.flip)), "--stream", True, "given without --pad and --flip")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
         check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
 
@@ -115,7 +122,7 @@ class RunConfig:
 # Changing one of these between a run and its resumption does not change the result.
 FREE_ON_RESUME = frozenset(
     {
-        *("data_dir", "run_dir", "resume", "overwrite", "trackers"),
+        *("data_dir", "workers", "run_dir", "resume", "overwrite", "trackers"),
         *("checkpoint_epochs", "checkpoint_steps", "keep_checkpoints"),
     }
 )

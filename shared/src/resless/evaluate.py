@@ -110,7 +110,7 @@ def main(config: EvalConfig) -> Evaluation:
         preprocessing = data.preprocessing
     if config.mean is not None:
         preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
-    example = torch.zeros(1, *images.images.shape[1:])
+    example = torch.zeros(1, *images.image_shape)
     cost = {"parameters": costs.count_parameters(model), "macs": costs.macs(model, example)}
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
     result = evaluate(model, data.evaluation(images, config.batch_size, preprocessing), accelerator)

@@ -409,7 +409,7 @@ class Run:
         if not all(finite):
             raise InputError(
                 f"the loss is not finite at epoch {self.epoch + 1}, step {first + finite.index(False) + 1}: "
-                "lower the learning rate, or resume from the last checkpoint with other settings"
+                "lower the learning rate and start anew"
             )
 
     def _check_weights(self, plain: nn.Module) -> None:
@@ -420,7 +420,7 @@ class Run:
             when = f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"the last step of epoch {self.epoch}"
             raise InputError(
                 f"{list(tensors)[finite.index(False)]} is not finite after {when}: "
-                "lower the learning rate, or resume from the last checkpoint with other settings"
+                "lower the learning rate and start anew"
             )
 
     # -- stopping

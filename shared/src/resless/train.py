@@ -23,6 +23,7 @@ def train(config: TrainConfig) -> Evaluation:
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
+        held_out = data.held_out() if config.data.holdout else None
         model = models.create_for(config.model, data.train, shortcut=config.shortcut)
         if config.pretrained is not None:
             weights.load(model, config.pretrained)
@@ -39,8 +40,8 @@ def train(config: TrainConfig) -> Evaluation:
                 optimizer.step()
                 optimizer.zero_grad()
                 run.track(loss=loss, accuracy=(logits.argmax(dim=1) == labels).float().mean())
-            if config.data.holdout:
-                found = evaluate(model, data.held_out(), run.accelerator)
+            if held_out is not None:
+                found = evaluate(model, held_out, run.accelerator)
                 run.log(held_out_top1=found.top1, held_out_loss=found.loss)
 
         # The test images are read once, here: nothing was chosen on them.

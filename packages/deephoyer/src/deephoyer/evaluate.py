@@ -24,7 +24,7 @@ def main(config: EvalConfig) -> SparsityReport:
     images = data.train if config.split == "train" else data.test
     model = weights.from_pretrained(config.model)
     check_fit(model, images)
-    left = sparsity(model, torch.zeros(1, *images.images.shape[1:]))
+    left = sparsity(model, torch.zeros(1, *images.image_shape))
     preprocessing = weights.read_config(config.model)["preprocessing"]
     batches = data.evaluation(images, preprocessing=preprocessing)
     result = evaluate(accelerator.prepare(model), batches, accelerator)

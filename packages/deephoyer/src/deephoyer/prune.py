@@ -51,6 +51,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
     with Run(config, "deephoyer-prune", label) as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
+        held_out_images = data.held_out() if config.data.holdout else None
         model = weights.from_pretrained(config.model[0])
         check_fit(model, data.train)
         before = copy.deepcopy(model)
@@ -73,19 +74,20 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
                 # After the step, not before: whatever the optimiser did (momentum, decay), what was cut stays zero.
                 fix_zeros(masks)
                 run.track(loss=loss, accuracy=(logits.argmax(dim=1) == labels).float().mean())
-            if config.data.holdout:
-                run.log(held_out_top1=evaluate(model, data.held_out(), run.accelerator).top1)
+            if held_out_images is not None:
+                run.log(held_out_top1=evaluate(model, held_out_images, run.accelerator).top1)
 
         stages = {"before": before, "cut": after_cut, "tuned": model}
         for stage in (before, after_cut):
             stage.to(run.accelerator.device)
         held_out, test = {}, {}
-        if config.data.holdout:
-            held_out = {name: evaluate(stage, data.held_out(), run.accelerator) for name, stage in stages.items()}
+        if held_out_images is not None:
+            held_out = {name: evaluate(stage, held_out_images, run.accelerator) for name, stage in stages.items()}
         if read_test:  # once, here, and nothing is chosen by it
             batches_of_test = data.evaluation(data.test)
             test = {name: evaluate(stage, batches_of_test, run.accelerator) for name, stage in stages.items()}
-        plain = run.accelerator.unwrap_model(model)
+        # Without Accelerate's autocast, in which the compacted network could equal this one to bf16's precision only.
+        plain = run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         pruned = Pruned(held_out, test, sparsity(plain, data.example.to(run.accelerator.device)))
         run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:

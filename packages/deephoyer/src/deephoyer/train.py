@@ -29,6 +29,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
     with Run(config, "deephoyer-train", f"deephoyer-{config.model}-{config.regulariser}-{config.strength:g}") as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
+        held_out = data.held_out() if config.data.holdout else None
         model = models.create_for(config.model, data.train)
         if config.pretrained is not None:
             weights.load(model, config.pretrained)
@@ -50,8 +51,8 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
                 optimizer.step()
                 optimizer.zero_grad()
                 run.track(loss=loss, penalty=penalty, accuracy=(logits.argmax(dim=1) == labels).float().mean())
-            if config.data.holdout:
-                found = evaluate(model, data.held_out(), run.accelerator)
+            if held_out is not None:
+                found = evaluate(model, held_out, run.accelerator)
                 run.log(held_out_top1=found.top1, held_out_loss=found.loss)
 
         metrics = {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resless.data.loaders import Batches, EvalBatches
     from resless.data.samples import Samples
     from resless.data.sources import open_samples
-    from resless.data.stream import StreamBatches, StreamEvalBatches
+    from resless.data.stream import Stream, StreamBatches, StreamEvalBatches
 
 _MODULES = {
     "resless.data.augment": ("crop_flip", "normalise"),
@@ -24,7 +24,7 @@ _MODULES = {
     "resless.data.loaders": ("Batches", "EvalBatches"),
     "resless.data.samples": ("Samples",),
     "resless.data.sources": ("open_samples",),
-    "resless.data.stream": ("StreamBatches", "StreamEvalBatches"),
+    "resless.data.stream": ("Stream", "StreamBatches", "StreamEvalBatches"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -35,6 +35,7 @@ __all__ = [
     "EvalBatches",
     "Images",
     "Samples",
+    "Stream",
     "StreamBatches",
     "StreamEvalBatches",
     "channel_mean_std",

@@ -14,10 +14,14 @@ from resless.config import DataConfig
 from resless.data import catalog
 from resless.data.images import Images, channel_mean_std, load, stratified_split
 from resless.data.loaders import Batches, EvalBatches
+from resless.data.sources import open_samples
+from resless.data.stream import Stream, StreamBatches, StreamEvalBatches, eval_transform, train_transform
 from resless.errors import InputError, check
 from resless.models import spec_of
 
-EVAL_BATCH_SIZE = 500
+EVAL_BATCH_SIZE = 500  # of images in memory; of streamed ones, workers hold several batches ready
+EVAL_STREAM_BATCH_SIZE = 100
+IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,12 @@ class Pipeline:
         self._config, self._seed, self._shards = config, seed, asdict(shards)
 
     @cached_property
-    def train(self) -> Images:
+    def train(self) -> Images | Stream:
         """The training images, held-out ones included; read when first asked for."""
         return self._load("train")
 
     @cached_property
-    def test(self) -> Images:
+    def test(self) -> Images | Stream:
         """The test images; read when first asked for."""
         return self._load("test")
 
@@ -72,65 +76,74 @@ class Pipeline:
     def preprocessing(self) -> dict[str, Any]:
         """What a network trained here expects: side `image_size`, and `mean` and `std` of each channel on scale 0..1.
 
-        The statistics of a named data set are its published ones, of another those of its training images.
+        The statistics of a named data set are its published ones, of another those of its training images, or
+        ImageNet's where they are streamed.
         """
         known = catalog.get(self._config.dataset)
         mean, std = known.mean, known.std
         if mean is None or std is None:
-            mean, std = channel_mean_std(self.train, self.split[0])
-        return {"image_size": self.train.images.shape[-1], "mean": list(mean), "std": list(std)}
+            if isinstance(self.train, Images):
+                mean, std = channel_mean_std(self.train, self.split[0])
+            else:
+                mean, std = _grey_or_colour(self.train, IMAGENET_MEAN), _grey_or_colour(self.train, IMAGENET_STD)
+        return {"image_size": self.train.image_shape[-1], "mean": list(mean), "std": list(std)}
 
     @property
     def example(self) -> torch.Tensor:
         """A blank image [1, C, H, W] of this data set's size, to count costs with."""
-        return torch.zeros(1, *self.train.images.shape[1:])
+        return torch.zeros(1, *self.train.image_shape)
 
-    def training(self, batch_size: int) -> Batches:
+    def training(self, batch_size: int) -> Batches | StreamBatches:
         """Shuffled, augmented batches of the training images that are not held out."""
-        return Batches(
-            self.train,
-            batch_size,
-            indices=self.split[0],
-            pad=self._config.pad,
-            flip=self._config.flip,
-            seed=self._seed,
-            mean=self.preprocessing["mean"],
-            std=self.preprocessing["std"],
-            **self._shards,
-        )
+        images, config = self.train, self._config
+        shared = {"indices": self.split[0], "seed": self._seed, **self._statistics(None), **self._shards}
+        if isinstance(images, Images):
+            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **shared)
+        transform = train_transform(images.size)
+        return StreamBatches(images.samples, batch_size, transform=transform, num_workers=config.workers, **shared)
 
-    def held_out(self, batch_size: int = EVAL_BATCH_SIZE) -> EvalBatches:
+    def held_out(self, batch_size: int | None = None) -> EvalBatches | StreamEvalBatches:
         """The held-out images, in order."""
         return self.evaluation(self.train, batch_size, indices=self.split[1])
 
     def evaluation(
         self,
-        images: Images,
-        batch_size: int = EVAL_BATCH_SIZE,
+        images: Images | Stream,
+        batch_size: int | None = None,
         preprocessing: dict[str, Any] | None = None,
         indices: torch.Tensor | None = None,
-    ) -> EvalBatches:
+    ) -> EvalBatches | StreamEvalBatches:
         """Images in order, not augmented; `preprocessing` defaults to this pipeline's."""
+        shared = {"indices": indices, **self._statistics(preprocessing), **self._shards}
+        if isinstance(images, Images):
+            return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
+        transform = eval_transform(images.size, round(images.size * 256 / 224))
+        workers = self._config.workers
+        size = batch_size or EVAL_STREAM_BATCH_SIZE
+        return StreamEvalBatches(images.samples, size, transform=transform, num_workers=workers, **shared)
+
+    def _statistics(self, preprocessing: dict[str, Any] | None) -> dict[str, Any]:
         wanted = preprocessing or self.preprocessing
-        mean, std = wanted["mean"], wanted["std"]
-        return EvalBatches(images, batch_size, indices=indices, mean=mean, std=std, **self._shards)
+        return {"mean": wanted["mean"], "std": wanted["std"]}
 
-    def _load(self, split: str) -> Images:
+    def _load(self, split: str) -> Images | Stream:
         config = self._config
-        return load(
-            config.dataset,
-            split,
-            config.data_dir,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            image_size=config.image_size,
-        )
+        columns = {"image_column": config.image_column, "label_column": config.label_column}
+        if not config.stream:
+            return load(config.dataset, split, config.data_dir, image_size=config.image_size, **columns)
+        samples = open_samples(config.dataset, split, config.data_dir, stream=True, **columns)
+        return Stream(samples, config.image_size or catalog.get(config.dataset).size or IMAGENET_SIZE)
 
 
-def check_fit(model: nn.Module, images: Images) -> None:
+def _grey_or_colour(images: Stream, values: tuple[float, ...]) -> tuple[float, ...]:
+    """ImageNet's statistics, for one channel their mean."""
+    return values if images.image_shape[0] == len(values) else (sum(values) / len(values),)
+
+
+def check_fit(model: nn.Module, images: Images | Stream) -> None:
     """Raise InputError unless a network takes images of this size, and knows as many classes."""
     spec = spec_of(model)
-    _, channels, height, width = images.images.shape
+    channels, height, width = images.image_shape
     size = spec.options.get("image_size", height)
     found = f"{channels} x {height} x {width} in {images.num_classes} classes"
     wanted = f"{spec.in_channels} x {size} x {size} in {spec.num_classes} classes"

@@ -7,6 +7,8 @@ not depend on the number of workers, and resuming in the middle of an epoch is e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +36,34 @@ def train_transform(size: int = 224) -> Transform:
 def eval_transform(size: int = 224, resize: int = 256) -> Transform:
     """The shorter side resized to `resize`, then the central `size` x `size` pixels."""
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A data set on disk, decoded while it is used; the properties of `Images`, without the images.
+
+    `size` is the side in pixels at which a network sees them.
+    """
+
+    samples: Samples
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 [N]"""
+        return torch.from_numpy(self.samples.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.samples.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.samples.channels, self.size, self.size
 
 
 class StreamBatches:

@@ -18,7 +18,7 @@ from resless.models import options as checks
 if TYPE_CHECKING:
     from torch import nn
 
-    from resless.data import Images
+    from resless.data import Images, Stream
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options:
     return build(Spec(name, num_classes, in_channels, options))
 
 
-def create_for(name: str, images: Images, **options: Any) -> nn.Module:
+def create_for(name: str, images: Images | Stream, **options: Any) -> nn.Module:
     """A network for these images: `create` with their classes, channels and, where it matters, size.
 
     Options that are None are left to the network's default. Raises InputError as `create` does.
     """
-    _, in_channels, height, width = images.images.shape
+    in_channels, height, width = images.image_shape
     given = {option: value for option, value in options.items() if value is not None}
     if "image_size" in option_defaults(name):
         check(height == width, "the size of the images", f"{height} x {width}", f"square for {name}")
