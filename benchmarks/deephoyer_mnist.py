@@ -58,7 +58,9 @@ def measure(row: str, seed: int, options: Options) -> dict[str, Any]:
         return json.loads(record.read_text())
     started = time.perf_counter()
     train_config = in_folder(recipes.TRAIN[row], root / "train", seed, options)
-    folder = train(train_config)
+    folder = root / "train" / "model"
+    if not (root / "train" / "result.json").exists():
+        train(train_config)
     prune_config = in_folder(replace(recipes.PRUNE[row], model=(str(folder),)), root / "prune", seed, options)
     pruned = prune(prune_config)
     result = {
