@@ -39,6 +39,7 @@ LINT = [
 
 def install(session: nox.Session, papers: list[str], *more: str) -> None:
     """Install `resless`, the given papers and `more` (other requirements and options), and nothing else."""
+    session.env["UV_COMPILE_BYTECODE"] = "1"  # once here, instead of in each of the tests' many processes
     session.install("./shared", *(f"./packages/{paper}" for paper in papers), *more)
     session.env["RESLESS_PAPERS"] = ",".join(papers)  # tests/test_independence.py compares it with what is installed
 

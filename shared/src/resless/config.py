@@ -17,8 +17,8 @@ from resless.errors import check
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from and how they are prepared."""
+class SourceConfig:
+    """Where the images come from."""
 
     dataset: str = "digits"
     """Name (digits, mnist, cifar10, cifar100, svhn, imagenet), hub id (owner/name), or local folder."""
@@ -35,6 +35,17 @@ class DataConfig:
     Training images are then cut out at random and flipped, others resized and cut out of the middle."""
     workers: int = 4
     """Worker processes that decode streamed images, for each process of the run."""
+
+    def __post_init__(self) -> None:
+        catalog.get(self.dataset)  # refuses unknown names
+        check(self.workers >= 0, "--workers", self.workers, "0 or more")
+        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """Where the images come from, which are held out, and how training images are varied."""
+
     holdout: float = 0.0
     """Fraction of the training images, seeded and stratified, that is held out for selection."""
     pad: int = 0
@@ -43,12 +54,15 @@ class DataConfig:
     """Flip images left to right at random."""
 
     def __post_init__(self) -> None:
-        catalog.get(self.dataset)  # refuses unknown names
+        super().__post_init__()
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
-        check(self.workers >= 0, "--workers", self.workers, "0 or more")
         check(not (self.stream and (self.pad or self.flip)), "--stream", True, "given without --pad and --flip")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
-        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+
+    @classmethod
+    def of(cls, source: SourceConfig) -> DataConfig:
+        """The same images, none held out, not varied."""
+        return cls(**vars(source))
 
 
 @dataclass(frozen=True)
@@ -167,13 +181,18 @@ class EvalConfig:
     """Layout of images and convolution weights."""
     output: str | None = None
     """JSON file to write the result to."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check((self.mean is None) == (self.std is None), "--std", self.std, "given together with --mean")
-        writable = self.output is None or Path(self.output).absolute().parent.is_dir()
-        check(writable, "--output", self.output, "a file in a folder that exists")
+        check_output(self.output)
+
+
+def check_output(path: str | None) -> None:
+    """Refuse an `--output` file for which there is no folder, before the work whose result it is to hold."""
+    writable = path is None or Path(path).absolute().parent.is_dir()
+    check(writable, "--output", path, "a file in a folder that exists")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from resless.config import EvalConfig
+from resless.config import DataConfig, EvalConfig
 from resless.errors import InputError
 
 
@@ -99,7 +99,7 @@ def main(config: EvalConfig) -> Evaluation:
 
     accelerator = new_accelerator(config.mixed_precision)
     shards = Shards.of(accelerator, config.channels_last)
-    data = Pipeline(config.data, seed=0, shards=shards)
+    data = Pipeline(DataConfig.of(config.data), seed=0, shards=shards)
     images = data.train if config.split == "train" else data.test
     if config.weights is None:
         model, preprocessing = weights.from_pretrained(config.model), weights.read_config(config.model)["preprocessing"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, RunConfig
+from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, check_output
 from resless.errors import InputError, check, unknown_name
 
 ELEMENT_WISE = ("l1", "hoyer", "hoyer_square", "transformed_l1")
@@ -150,4 +150,7 @@ class EvalConfig:
     """Images to evaluate on."""
     output: str | None = None
     """JSON file to write the report to."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+    def __post_init__(self) -> None:
+        check_output(self.output)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from resless import weights
+from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.report import table
@@ -20,7 +21,7 @@ from deephoyer.report import SparsityReport, print_sparsity, sparsity
 def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
     accelerator = new_accelerator("no")
-    data = Pipeline(config.data, seed=0, shards=Shards.of(accelerator, channels_last=False))
+    data = Pipeline(DataConfig.of(config.data), seed=0, shards=Shards.of(accelerator, channels_last=False))
     images = data.train if config.split == "train" else data.test
     model = weights.from_pretrained(config.model)
     check_fit(model, images)
