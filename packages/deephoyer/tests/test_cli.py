@@ -111,7 +111,7 @@ def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_the_same_network(tmp_path: Path) -> None:
-    settings = ["--recipe", "smoke", "--epochs", "2"]
+    settings = ["--recipe", "smoke", "--epochs", "1"]
     said = run(two_processes("deephoyer.train", *settings, "--run-dir", "two"), tmp_path)
     assert "2 process(es)" in said.stdout
     run([script("deephoyer-train"), *settings, "--run-dir", "one"], tmp_path)

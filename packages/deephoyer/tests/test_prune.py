@@ -250,5 +250,9 @@ def test_sweep_trains_cuts_and_chooses_on_held_out_images(tmp_path: Path) -> Non
     assert '"sensitivity": 1000000.0' not in found, "a threshold that empties a layer is no point"
     assert (tmp_path / "sweep" / "sweep.png").exists()
     # Done runs are not repeated: going on only reads them.
-    again = sweep_thresholds(replace(config, run=replace(config.run, resume="auto")))
-    assert again.left == result.left
+    going_on = replace(config, run=replace(config.run, resume="auto"))
+    assert sweep_thresholds(going_on).left == result.left
+    with pytest.raises(InputError, match=r"holds a sweep: go on with --resume auto"):
+        sweep_thresholds(config)
+    with pytest.raises(InputError, match=r"holds a sweep with sweep_epochs = 1, now 2"):
+        sweep_thresholds(replace(going_on, sweep_epochs=2))

@@ -7,12 +7,13 @@ are read for the chosen point alone.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from resless import report
 from resless.checkpoint import write_text
-from resless.config import RunConfig
+from resless.config import RunConfig, as_dict, changed_fields
 from resless.errors import InputError
 from resless.run import check_folder
 
@@ -20,6 +21,8 @@ from deephoyer.compact import EmptyLayer
 from deephoyer.config import PruneConfig, TrainConfig
 from deephoyer.prune import Pruned, prune
 from deephoyer.train import train
+
+RECORD = "sweep-config.json"
 
 
 @dataclass(frozen=True)
@@ -37,25 +40,28 @@ class Point:
 
 def sweep_strengths(config: TrainConfig) -> list[Path]:
     """Train once for each strength of `--sweep`; returns the model folders, for `deephoyer-prune --sweep`."""
-    root = _open(config.run, f"sweep-{config.model}-{config.regulariser}")
+    root = _open(config, f"sweep-{config.model}-{config.regulariser}")
     folders = []
     for strength in config.sweep:
         folder = root / f"strength-{strength:g}"
         if not (folder / "result.json").exists():
             train(replace(config, strength=strength, sweep=(), run=_run_in(config.run, folder)), read_test=False)
         folders.append(folder / "model")
+        _record(config, root)
     print(f"next: deephoyer-prune --model {' '.join(map(str, folders))} --sweep ...", flush=True)
     return folders
 
 
 def sweep_thresholds(config: PruneConfig) -> Pruned:
     """Cut every model folder at every sensitivity of `--sweep`, choose a point on held-out images, and prune there."""
-    root = _open(config.run, f"sweep-{config.rule}")
+    root = _open(config, f"sweep-{config.rule}")
     points = []
     for number, model in enumerate(config.model):
         for sensitivity in config.sweep:
             point = _measure(config, model, sensitivity, root / f"model-{number}-sensitivity-{sensitivity:g}")
-            points += [point] if point is not None else []
+            if point is not None:
+                points.append(point)
+                _record(config, root)
     best = choose(points, config.max_accuracy_drop, config.target_macs)
     _write(points, best, root)
     final = _single(config, best.model, best.sensitivity, root / "chosen")
@@ -150,8 +156,23 @@ def _run_in(run: RunConfig, folder: Path) -> RunConfig:
     return replace(run, run_dir=str(folder), resume="auto", overwrite=False)
 
 
-def _open(run: RunConfig, label: str) -> Path:
-    root = Path(run.run_dir or Path("runs") / label)
-    if not run.resume:  # a sweep is resumed run by run
-        check_folder(root, run)
+def _open(config: TrainConfig | PruneConfig, label: str) -> Path:
+    """The sweep's folder, if it may be used: a new one, one to be replaced, or one of the same sweep to go on with."""
+    run, root = config.run, Path(config.run.run_dir or Path("runs") / label)
+    record = root / RECORD
+    if not record.exists():
+        if not run.resume:  # else it was killed during its first run, which resumes by itself
+            check_folder(root, run)
+    elif run.overwrite:
+        shutil.rmtree(root)
+    elif not run.resume:
+        raise InputError(f"{root} holds a sweep: go on with --resume auto, replace it with --overwrite, or --run-dir")
+    else:
+        for name, (old, new) in changed_fields(json.loads(record.read_text(encoding="utf-8")), as_dict(config)).items():
+            raise InputError(f"{root} holds a sweep with {name} = {old!r}, now {new!r}: give the same, or --run-dir")
     return root
+
+
+def _record(config: TrainConfig | PruneConfig, root: Path) -> None:
+    """Write down the sweep's configuration, once a run has proved that it works."""
+    write_text(root / RECORD, json.dumps(as_dict(config), indent=1) + "\n")
