@@ -19,6 +19,7 @@ def write(name: str, content: dict[str, Any]) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
     record = {"benchmark": name, "date": date.today().isoformat(), "environment": environment(FOLDER), **content}
+    FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path

@@ -3,7 +3,8 @@
     python benchmarks/deephoyer_mnist.py --data-dir FOLDER_WITH_MNIST
 
 Each row is a recipe of `deephoyer-train` and `deephoyer-prune`, run as a user would run it; finished runs below
-`--runs` are not repeated. The compacted network is then timed against the dense one, interleaved in this process.
+`--runs` are not repeated, so that several processes can do some `--rows` each, and one more collect them. It times
+every compacted network against the dense one, interleaved.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ class Options:
     """Seeds of each row."""
     runs: str = "runs/deephoyer-mnist"
     """Folder of the runs."""
-    part: str = ""
-    """Suffix of the result file, where several processes measure a part each."""
 
 
 def main(options: Options) -> None:
     """Run every row and seed, then write one result file."""
     results = [measure(row, seed, options) for row in options.rows for seed in options.seeds]
-    write("deephoyer-mnist" + options.part, {"results": results})
+    for result in results:
+        result["latency"] = time_compacted(run_folder(result["recipe"], result["seed"], options) / "prune" / "model")
+    write("deephoyer-mnist", {"results": results})
 
 
 def measure(row: str, seed: int, options: Options) -> dict[str, Any]:
-    """Train, prune, fine-tune and compact one network; what came out."""
-    root = Path(options.runs) / row / f"seed-{seed}"
+    """Train, prune and fine-tune one network; what came out."""
+    root = run_folder(row, seed, options)
     record = root / "record.json"
     if record.exists():
         return json.loads(record.read_text())
@@ -69,12 +70,16 @@ def measure(row: str, seed: int, options: Options) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "test_top1": {stage: found.top1 for stage, found in pruned.test.items()},
         **pruned.left.as_dict(),
-        "latency": time_compacted(root / "prune" / "model"),
         "settings": {"train": as_dict(train_config), "prune": as_dict(prune_config)},
         "environment": environment(Path(__file__).parent),
     }
     record.write_text(json.dumps(result, indent=1))
     return result
+
+
+def run_folder(row: str, seed: int, options: Options) -> Path:
+    """Where the runs of one row and seed are."""
+    return Path(options.runs) / row / f"seed-{seed}"
 
 
 def in_folder(config: Any, folder: Path, seed: int, options: Options) -> Any:
