@@ -29,6 +29,8 @@ DEMO = [
     "deephoyer-eval --model runs/demo/small",
 ]
 
+BENCHMARKS = ["benchmarks/deephoyer_mnist.py", "benchmarks/speed.py"]
+
 LINT = [
     ["ruff", "check"],
     ["ruff", "format", "--check"],
@@ -83,10 +85,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks one after the other (not a default session); arguments after -- go to each of them."""
+    """Measure everything again and make the READMEs' tables (hours; not a default session); -- --data-dir FOLDER."""
     install(session, PAPERS)
-    for script in sorted(ROOT.glob("benchmarks/[!_]*.py")):
-        session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+    for script in BENCHMARKS:
+        session.run("python", script, *session.posargs)
+    session.run("python", "benchmarks/tables.py")
 
 
 @nox.session(python="3.10", venv_backend="uv")

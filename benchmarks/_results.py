@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ def write(name: str, content: dict[str, Any]) -> Path:
     """Write one result file, named by device and torch version, and say where."""
     device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
-    record = {"benchmark": name, "date": date.today().isoformat(), "environment": environment(FOLDER), **content}
+    facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
+    record = {**facts, "environment": environment(FOLDER), **content}
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path
+
+
+def peak_rss_mib() -> int:
+    """Peak resident memory of this process, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def read(name: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the machinery costs, as ratios: input pipeline, MNIST epochs, regularisers, `--help`, memory.
 
-    python benchmarks/speed.py --mnist FOLDER --cifar10 FOLDER
+    python benchmarks/speed.py --data-dir FOLDER_WITH_MNIST_AND_CIFAR10
 
 Each measurement is a process of its own, so that its peak memory is its own; within it, the things compared take
 turns, and the ratio is formed turn by turn.
@@ -9,7 +9,6 @@ turns, and the ratio is formed turn by turn.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
-from _results import write
+from _results import peak_rss_mib, write
 from deephoyer import method
 from deephoyer.train import regularised_tensors
 from PIL import Image
@@ -43,10 +42,8 @@ SCRIPTS = ("resless-train", "resless-eval", "deephoyer-train", "deephoyer-prune"
 class Options:
     """Where the images are."""
 
-    mnist: str | None = None
-    """Folder that holds MNIST; None looks it up on the hub."""
-    cifar10: str | None = None
-    """Folder that holds CIFAR-10, likewise."""
+    data_dir: str | None = None
+    """Folder that holds the folders `mnist` and `cifar10`; None looks the data sets up on the hub."""
     turns: int = 7
     """Turns that each of the things compared gets."""
     only: tuple[str, ...] = ()
@@ -68,9 +65,7 @@ def apart(measure: Callable[[Options], dict[str, Any]], options: Options) -> dic
 
 
 def _with_peak(name: str, options: Options) -> dict[str, Any]:
-    result = globals()[name](options)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return result | {"peak_rss_mib": round(peak_kib / 1024)}
+    return globals()[name](options) | {"peak_rss_mib": peak_rss_mib()}
 
 
 # -- measurements
@@ -78,7 +73,7 @@ def _with_peak(name: str, options: Options) -> dict[str, Any]:
 
 def input_pipeline(options: Options) -> dict[str, Any]:
     """CIFAR crop, flip, normalise, batch 128: whole batches on the device against PIL images in two workers."""
-    data = load("cifar10", "train", options.cifar10)
+    data = load("cifar10", "train", options.data_dir)
     ours = endless(Batches(data, 128, pad=4, flip=True, seed=0, **CIFAR_STATISTICS))
     steps = (transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip())
     theirs = endless_loader(PilImages(data, [*steps, *to_tensor(CIFAR_STATISTICS)]), 128)
@@ -104,7 +99,7 @@ def input_pipeline(options: Options) -> dict[str, Any]:
 
 def mnist_epoch(options: Options) -> dict[str, Any]:
     """An epoch of LeNet-300-100 at batch 100: our loader against torchvision's transforms in two workers."""
-    data = load("mnist", "train", options.mnist)
+    data = load("mnist", "train", options.data_dir)
     ours = Batches(data, 100, seed=0, **MNIST_STATISTICS)
     theirs = loader(PilImages(data, to_tensor(MNIST_STATISTICS)), 100)
     epochs = {"ours": epoch_of(lambda: ours.epoch(0)), "torchvision": epoch_of(lambda: iter(theirs))}
@@ -143,23 +138,21 @@ def help_text(options: Options) -> dict[str, Any]:
     seconds = {}
     for name in SCRIPTS:
         command = [str(Path(sys.executable).parent / name), "--help"]
-        times = take_turns(
-            {"help": lambda c=command: subprocess.run(c, check=True, capture_output=True)}, options.turns
-        )
-        seconds[name] = summary(times["help"])
+        ask = partial(subprocess.run, command, check=True, capture_output=True)
+        seconds[name] = summary(take_turns({"help": ask}, options.turns)["help"])
     return {"seconds": seconds}
 
 
 def train_lenet_mnist(options: Options) -> dict[str, Any]:
     """Peak memory of training LeNet-5 on MNIST at batch 100; two hundred steps."""
-    data = load("mnist", "train", options.mnist)
+    data = load("mnist", "train", options.data_dir)
     steps = train_steps("lenet5", Batches(data, 100, seed=0, channels_last=True, **MNIST_STATISTICS), 200)
     return {"steps": steps, "batch_size": 100}
 
 
 def train_resnet20_cifar10(options: Options) -> dict[str, Any]:
     """Peak memory of training ResNet-20 on CIFAR-10 at batch 128; twenty steps."""
-    data = load("cifar10", "train", options.cifar10)
+    data = load("cifar10", "train", options.data_dir)
     batches = Batches(data, 128, pad=4, flip=True, seed=0, channels_last=True, **CIFAR_STATISTICS)
     return {"steps": train_steps("resnet20", batches, 20), "batch_size": 128}
 

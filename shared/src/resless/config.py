@@ -46,6 +46,8 @@ class SourceConfig:
 class DataConfig(SourceConfig):
     """Where the images come from, which are held out, and how training images are varied."""
 
+    train_split: str = "train"
+    """Split to train on; several are joined by +, as in train+extra for SVHN."""
     holdout: float = 0.0
     """Fraction of the training images, seeded and stratified, that is held out for selection."""
     pad: int = 0

@@ -57,7 +57,7 @@ class Pipeline:
     @cached_property
     def train(self) -> Images | Stream:
         """The training images, held-out ones included; read when first asked for."""
-        return self._load("train")
+        return self._load(self._config.train_split)
 
     @cached_property
     def test(self) -> Images | Stream:
