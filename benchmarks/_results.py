@@ -17,10 +17,10 @@ FOLDER = Path(__file__).parent / "results"
 
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write one result file, named by device and torch version, and say where."""
-    device = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    device = re.sub(r"[^a-z0-9]+", "-", device_name("cpu").lower()).strip("-")
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
     facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
-    record = {**facts, "environment": environment(FOLDER), **content}
+    record = {**facts, "environment": environment(FOLDER, "cpu"), **content}
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
@@ -28,10 +28,12 @@ def write(name: str, content: dict[str, Any]) -> Path:
 
 
 def peak_rss_mib() -> int:
-    """Peak resident memory of this process, in MiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    """Peak resident memory, in MiB, of this process or of the largest that it has started and waited for."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(process).ru_maxrss for process in who) / 1024)
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The result files of a benchmark, from all devices."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob(f"{name}_*.json"))]
+def read(name: str) -> dict[str, Any] | None:
+    """The newest result of a benchmark, or None if there is none."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob(f"{name}_*.json"))]
+    return max(found, key=lambda result: result["date"], default=None)

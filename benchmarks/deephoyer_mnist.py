@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import tyro
-from _results import write
+from _results import peak_rss_mib, write
 from deephoyer import recipes
 from deephoyer.compact import compact
 from deephoyer.prune import prune
 from deephoyer.train import train
 from resless import latency, models, weights
-from resless.config import as_dict
+from resless.config import as_dict, changed_fields, flatten
 from resless.environment import environment
 
 ROWS = ("lenet-300-100-element", "lenet5-element", "lenet-300-100-structural", "lenet5-structural")
@@ -54,15 +54,15 @@ def main(options: Options) -> None:
 def measure(row: str, seed: int, options: Options) -> dict[str, Any]:
     """Train, prune and fine-tune one network; what came out."""
     root = run_folder(row, seed, options)
-    record = root / "record.json"
-    if record.exists():
-        return json.loads(record.read_text())
-    started = time.perf_counter()
+    record, folder = root / "record.json", root / "train" / "model"
     train_config = in_folder(recipes.TRAIN[row], root / "train", seed, options)
-    folder = root / "train" / "model"
+    prune_config = in_folder(replace(recipes.PRUNE[row], model=(str(folder),)), root / "prune", seed, options)
+    settings = {"train": as_dict(train_config), "prune": as_dict(prune_config)}
+    if record.exists():
+        return same_settings(json.loads(record.read_text()), settings)
+    started = time.perf_counter()
     if not (root / "train" / "result.json").exists():
         train(train_config)
-    prune_config = in_folder(replace(recipes.PRUNE[row], model=(str(folder),)), root / "prune", seed, options)
     pruned = prune(prune_config)
     result = {
         "recipe": row,
@@ -70,10 +70,21 @@ def measure(row: str, seed: int, options: Options) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 1),
         "test_top1": {stage: found.top1 for stage, found in pruned.test.items()},
         **pruned.left.as_dict(),
-        "settings": {"train": as_dict(train_config), "prune": as_dict(prune_config)},
-        "environment": environment(Path(__file__).parent),
+        "sensitivity": pruned.sensitivity,
+        "settings": settings,
+        "environment": environment(Path(__file__).parent, "cpu"),
+        "peak_rss_mib": peak_rss_mib(),
     }
     record.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def same_settings(result: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """An earlier result, if it was measured with the recipe of today; options that came later are left aside."""
+    known = flatten(result["settings"]).keys()
+    changes = {name: pair for name, pair in changed_fields(result["settings"], settings).items() if name in known}
+    if changes:
+        raise SystemExit(f"{result['recipe']}, seed {result['seed']}, was measured with other settings: {changes}")
     return result
 
 

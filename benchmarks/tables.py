@@ -30,11 +30,11 @@ PAPER = {
 def main() -> None:
     """Make every table and picture that there are results for."""
     tables = {}
-    if runs := [run for file in read("deephoyer-mnist") for run in file["results"]]:
-        tables["deephoyer-mnist"] = deephoyer_mnist(runs)
-        draw_deephoyer_mnist(runs)
-    for file in read("speed"):
-        tables["speed"] = speed(file)
+    if mnist := read("deephoyer-mnist"):
+        tables["deephoyer-mnist"] = deephoyer_mnist(mnist["results"])
+        draw_deephoyer_mnist(mnist["results"])
+    if measured := read("speed"):
+        tables["speed"] = speed(measured)
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
@@ -109,9 +109,11 @@ def speed(file: dict[str, Any]) -> str:
     if "help_text" in found:
         slowest = max(found["help_text"]["seconds"].items(), key=lambda item: item[1]["median"])
         rows.append([f"`--help`, slowest of the scripts ({slowest[0]})", f"{slowest[1]['median']:.2f} s", "", ""])
-    for name, label in (("train_lenet_mnist", "LeNet-5 on MNIST"), ("train_resnet20_cifar10", "ResNet-20 on CIFAR-10")):
+    for name in ("train_lenet_mnist", "train_resnet20_cifar10"):
         if name in found:
-            rows.append([f"training {label}, batch {found[name]['batch_size']}", "", "", peak(found[name])])
+            rows.append(
+                [f"`{found[name]['command']}`", f"{found[name]['epoch_s']:.0f} s an epoch", "", peak(found[name])]
+            )
     environment = file["environment"]
     where = f"{environment['device']}, {environment['threads']} threads, torch {environment['versions']['torch']}"
     return report.markdown([f"measured on {where}", "median (quartiles)", "", "peak memory"], rows)

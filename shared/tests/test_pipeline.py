@@ -129,5 +129,3 @@ def test_streamed_images_train_and_evaluate_a_network(tmp_path):
     assert (found.images, found.top1) == (7, 1.0)
     settings = weights.read_config(tmp_path / "run" / "model")
     assert settings["preprocessing"] == {"image_size": 16, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    with pytest.raises(InputError, match="--stream is True, but must be given without --pad and --flip"):
-        DataConfig(stream=True, flip=True)

@@ -68,7 +68,9 @@ def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any,
     _, others = rest.parse_known_args(args)
     name = chosen.recipe
     if name is None:
-        return recipes.get(chosen.model, tyro.MISSING_NONPROP), others
+        # Only a recipe for just this network: a model folder may be called like a recipe.
+        default = recipes.get(chosen.model)
+        return (default if getattr(default, "model", None) == chosen.model else tyro.MISSING_NONPROP), others
     if name not in recipes:
         raise unknown_name("recipe", name, recipes)
     return recipes[name], others
@@ -82,6 +84,9 @@ def main(command: Callable[[], None]) -> None:
         rank = os.environ.get("RANK", "0")
         where = "" if rank == "0" else f"[process {rank}] "
         print(f"error: {where}{error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a disk that is full or not to be written, a file that went away
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

@@ -6,6 +6,7 @@ A configuration is a frozen dataclass; the string under a field is its help text
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +33,8 @@ class SourceConfig:
     """Side in pixels to which images are resized when they are decoded; None keeps their own size."""
     stream: bool = False
     """Decode images while they are used, in worker processes, instead of once into memory: for data of ImageNet's size.
-    Training images are then cut out at random and flipped, others resized and cut out of the middle."""
+    Training images are then cut out at random and flipped, whatever --pad and --flip say; others are resized and cut
+    out of the middle."""
     workers: int = 4
     """Worker processes that decode streamed images, for each process of the run."""
 
@@ -58,7 +60,6 @@ class DataConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
-        check(not (self.stream and (self.pad or self.flip)), "--stream", True, "given without --pad and --flip")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
 
     @classmethod
@@ -91,9 +92,9 @@ class OptimConfig:
     """Factor at each milestone."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, "--lr", self.lr, "above 0")
+        check(0 < self.lr < math.inf, "--lr", self.lr, "above 0, and finite")
         check(0 <= self.momentum < 1, "--momentum", self.momentum, "at least 0 and below 1")
-        check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        check(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more, and finite")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.epochs >= 0, "--epochs", self.epochs, "0 or more")
         check(0 < self.gamma <= 1, "--gamma", self.gamma, "above 0 and at most 1")
@@ -106,7 +107,7 @@ class RunConfig:
     """What surrounds a loop: where it writes, how it is seeded, saved and resumed."""
 
     run_dir: str | None = None
-    """Folder of this run; None makes one under runs/ from the command, the model and the data set."""
+    """Folder of this run; None makes one under runs/, named after what is trained."""
     seed: int = 0
     """Seed of weights, data order, augmentation and splits."""
     resume: str | None = None
@@ -193,7 +194,7 @@ class EvalConfig:
 
 def check_output(path: str | None) -> None:
     """Refuse an `--output` file for which there is no folder, before the work whose result it is to hold."""
-    writable = path is None or Path(path).absolute().parent.is_dir()
+    writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())
     check(writable, "--output", path, "a file in a folder that exists")
 
 

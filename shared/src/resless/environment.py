@@ -15,26 +15,27 @@ import torch
 DISTRIBUTIONS = ("resless", "torch", "torchvision", "accelerate", "datasets", "numpy")
 
 
-def environment(source: Path | None = None) -> dict[str, Any]:
+def environment(source: Path | None = None, device: str = "cuda") -> dict[str, Any]:
     """Facts that belong beside every measured number, as JSON values.
 
     Args:
         source: a folder of the git checkout whose commit is meant; None takes that of this module, if it is in one.
+        device: type of the device that computed; `cuda` means the GPU if there is one, else the processor.
     """
     return {
         "commit": _commit(source or Path(__file__).parent),
         "versions": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": device_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
 
 
-def device_name() -> str:
-    """The GPU's name if there is one, else the processor's."""
-    if torch.cuda.is_available():
+def device_name(device: str = "cuda") -> str:
+    """The GPU's name for `cuda`, if there is one; else the processor's."""
+    if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -7,12 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from resless.environment import device_name
 from resless.errors import check
 
 MIN_MEASUREMENT_MS = 5.0
@@ -114,7 +114,7 @@ def environment(inputs: Tensor) -> dict[str, Any]:
     device = inputs.device
     autocast = torch.is_autocast_enabled(device.type)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": device_name(device.type),
         "threads": torch.get_num_threads(),
         "dtype": _name(inputs.dtype),
         "autocast": _name(torch.get_autocast_dtype(device.type)) if autocast else None,
@@ -158,13 +158,3 @@ def _is_channels_last(images: Tensor) -> bool:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _cpu_name() -> str:
-    """The processor's model name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import signal
 import sys
@@ -89,7 +90,8 @@ class Run:
 
     def __init__(self, config: HasRun, command: str, label: str) -> None:
         self.config, self.settings, self.command = config, config.run, command
-        self.folder = Path(self.settings.run_dir or Path("runs") / label)
+        # A data set may be a path or a hub id, whose slashes would make folders.
+        self.folder = Path(self.settings.run_dir or Path("runs") / re.sub(r"[^\w.-]+", "-", label))
         check_folder(self.folder, self.settings)
         check_trackers(self.settings.trackers)
         self.accelerator = accelerator(self.settings.mixed_precision, self.settings.trackers, self.folder)
@@ -150,6 +152,7 @@ class Run:
             yield self.epoch
             self._end_epoch()
         self._stop_progress()
+        self._release_signals()  # all is saved: what comes now may be interrupted like any other program
 
     def steps(self, batches: TrainingBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of the current epoch that are still to be done; saves and stops between them when asked to."""
@@ -223,8 +226,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_progress()
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
+        self._release_signals()
         if self._lock is not None:
             self._lock.close()
         if self.settings.trackers and kind is None:
@@ -310,7 +312,7 @@ class Run:
         stopping = self._asked_to_stop()
         if due or stopping:
             self._save()
-        if stopping and self.epoch < self._count:
+        if stopping:
             self._stop()
 
     def _stop_progress(self) -> None:
@@ -437,6 +439,11 @@ class Run:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._old_handlers[number] = signal.signal(number, remember)
+
+    def _release_signals(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers.clear()
 
     def _asked_to_stop(self) -> bool:
         if self.accelerator.num_processes == 1:

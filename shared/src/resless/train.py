@@ -24,6 +24,7 @@ def train(config: TrainConfig) -> Evaluation:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
+        test_images = data.evaluation(data.test)
         model = models.create_for(config.model, data.train, shortcut=config.shortcut)
         if config.pretrained is not None:
             weights.load(model, config.pretrained)
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> Evaluation:
                 run.log(held_out_top1=found.top1, held_out_loss=found.loss)
 
         # The test images are read once, here: nothing was chosen on them.
-        test = evaluate(model, data.evaluation(data.test), run.accelerator)
+        test = evaluate(model, test_images, run.accelerator)
         run.finish(model, metrics=asdict(test), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
             table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])

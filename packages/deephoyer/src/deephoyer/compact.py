@@ -155,7 +155,9 @@ def _rebuilt(model: nn.Module, tensors: dict[str, Tensor], widths: tuple[Tensor,
 
 def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
     was_training = model.training
-    expected, found = model.eval()(example), small(example)
+    noise = torch.randn(8, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
+    images = torch.cat([example, noise])  # the example may be blank, where wrongly wired inputs would not show
+    expected, found = model.eval()(images), small(images)
     model.train(was_training)
     error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1))
     if not error <= TOLERANCE:
@@ -165,7 +167,9 @@ def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
 def main(config: CompactConfig) -> nn.Module:
     """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
     model, description = weights.from_pretrained(config.model), weights.read_config(config.model)
-    shape = description["costs"]["image_shape"]
+    shape = description["costs"].get("image_shape")
+    if shape is None:
+        raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
     images = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     small = compact(model, images)
     weights.save_pretrained(

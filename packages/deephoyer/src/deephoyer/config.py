@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -26,7 +27,7 @@ def regulariser_name(given: str, structural: bool, model: str) -> str:
     Raises:
         InputError: no such name or number.
     """
-    if not given.isdigit():
+    if not given.isdecimal():
         known = ("none", *ELEMENT_WISE, *STRUCTURAL)
         if given not in known:
             raise unknown_name("regulariser", given, known)
@@ -44,7 +45,7 @@ class TrainConfig:
     """Training with a sparsity regulariser: what `deephoyer-train` does."""
 
     model: str = "lenet_300_100"
-    """Network, as for resless-train."""
+    """Network, as for resless-train; deephoyer-prune can cut lenet_300_100 and lenet5."""
     pretrained: str | None = None
     """Model folder of the dense network to start from; None starts from fresh weights."""
     structural: bool = False
@@ -61,8 +62,8 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        check(self.strength >= 0, "--strength", self.strength, "0 or more")
-        check(all(value >= 0 for value in self.sweep), "--sweep", self.sweep, "0 or more each")
+        check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
+        check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
         regulariser_name(self.reg, self.structural, self.model)
 
     @property
@@ -94,7 +95,7 @@ class PruneConfig:
     says which."""
     max_accuracy_drop: float | None = None
     """Of the sweep's points, take the cheapest whose held-out accuracy is at most so much lower (a fraction) than that
-    of the network before the cut."""
+    of the best of the networks before the cut."""
     sweep_epochs: int = 0
     """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -137,7 +138,7 @@ class CompactConfig:
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
-        check(self.repeats >= 0, "--repeats", self.repeats, "0 or more")
+        check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,15 @@ BISECTIONS = 30
 class Pruned:
     """A pruned network: accuracy `before`, after the `cut` and after fine-tuning (`tuned`), and what is left of it.
 
-    `held_out` is empty where nothing was held out, `test` where the test images were not to be read.
+    `held_out` is empty where nothing was held out, `test` where the test images were not to be read. `sensitivity` is
+    the one that was used, `thresholds` what it came to for each tensor.
     """
 
     held_out: dict[str, Evaluation]
     test: dict[str, Evaluation]
     left: SparsityReport
+    sensitivity: float
+    thresholds: dict[str, float]
 
 
 def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
@@ -47,7 +51,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         InputError: the model folder cannot be read.
         EmptyLayer: the threshold would empty a layer.
     """
-    label = f"prune-{config.rule}-{config.threshold}-{config.sensitivity:g}"
+    label = f"prune-{Path(config.model[0]).parent.name}-{config.rule}"
     with Run(config, "deephoyer-prune", label) as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
@@ -55,12 +59,15 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         model = weights.from_pretrained(config.model[0])
         check_fit(model, data.train)
         before = copy.deepcopy(model)
-        limits = thresholds(model, at_target(model, config, data.example), data.example)
+        sensitivity = at_target(model, config, data.example)
+        limits = thresholds(model, replace(config, sensitivity=sensitivity), data.example)
         masks = cut(model, limits, config.rule)
         compact(model, data.example)  # refuses, before any training, a network in which nothing leads to the logits
+        test_images = data.evaluation(data.test) if read_test else None
         after_cut = copy.deepcopy(model)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
+        masks = [(weight, mask.to(weight.device)) for weight, mask in masks]
 
         for epoch in run.epochs(config.optim.epochs):
             optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))
@@ -83,12 +90,11 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         held_out, test = {}, {}
         if held_out_images is not None:
             held_out = {name: evaluate(stage, held_out_images, run.accelerator) for name, stage in stages.items()}
-        if read_test:  # once, here, and nothing is chosen by it
-            batches_of_test = data.evaluation(data.test)
-            test = {name: evaluate(stage, batches_of_test, run.accelerator) for name, stage in stages.items()}
-        # Without Accelerate's autocast, in which the compacted network could equal this one to bf16's precision only.
-        plain = run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        pruned = Pruned(held_out, test, sparsity(plain, data.example.to(run.accelerator.device)))
+        if test_images is not None:  # once, here, and nothing is chosen by it
+            test = {name: evaluate(stage, test_images, run.accelerator) for name, stage in stages.items()}
+        # In float32 on the CPU: under autocast, or with a GPU's TF32, the compacted network could not equal this one.
+        plain = copy.deepcopy(run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)).cpu()
+        pruned = Pruned(held_out, test, sparsity(plain, data.example), sensitivity, limits)
         run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
             draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
@@ -108,16 +114,17 @@ def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[s
     return {name: sensitivity * use / max(uses.values()) for name, use in uses.items()}
 
 
-def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> PruneConfig:
-    """The configuration with the least sensitivity that meets `--target-macs` or `--target-weights`, if one is given.
+def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
+    """The least sensitivity that meets `--target-macs` or `--target-weights`; without a target, `--sensitivity`.
 
     It depends on the weights alone: no image is looked at. Where a layer is empty before the target is met, the
     sensitivity returned empties it, so that `cut` refuses and names the layer.
     """
     target = config.target_macs or config.target_weights
     if target is None:
-        return config
+        return config.sensitivity
 
+    # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
     def left(sensitivity: float) -> int:
         trial = copy.deepcopy(model)
         try:
@@ -132,7 +139,7 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> PruneCo
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if left(middle) <= target else (middle, high)
-    return replace(config, sensitivity=high)
+    return high
 
 
 def least_power_of_two(holds: Callable[[float], bool]) -> float:
@@ -151,6 +158,7 @@ def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[Ten
         EmptyLayer: a layer would be left without any weight.
     """
     decide = method.group_mask if rule == "group" else method.element_mask
+    # Deviation: biases are regularised, as the authors', but never cut: they are few, and cost nothing.
     masks = [(name, weight, decide(weight, limits[name])) for name, weight in prunable(model).items()]
     for name, weight, mask in masks:
         if not mask.any():
@@ -178,7 +186,7 @@ def metrics(pruned: Pruned) -> dict[str, object]:
         for split, results in (("held_out", pruned.held_out), ("test", pruned.test))
         for stage, result in results.items()
     }
-    return accuracy | pruned.left.as_dict()
+    return {**accuracy, "sensitivity": pruned.sensitivity, "thresholds": pruned.thresholds, **pruned.left.as_dict()}
 
 
 def _print(pruned: Pruned) -> None:

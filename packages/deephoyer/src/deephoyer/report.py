@@ -17,13 +17,18 @@ from deephoyer.compact import compact, structure
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One weight tensor [O, I, ...]: how many weights, filters (rows) and channels (columns) are not zero."""
+    """One weight tensor [O, I, ...]: how many weights, filters (rows) and channels (columns) are not zero.
+
+    `macs` are those of the layer in the compacted network, `dense_macs` in the network as given.
+    """
 
     name: str
     shape: tuple[int, ...]
     weights: int
     filters: int
     channels: int
+    macs: int
+    dense_macs: int
 
     @property
     def size(self) -> int:
@@ -65,15 +70,16 @@ def sparsity(model: nn.Module, example: torch.Tensor) -> SparsityReport:
         model: a network that `compact` knows.
         example: one image [1, C, H, W].
     """
-    layers = tuple(_layer(name, weight) for name, weight in prunable(model).items())
     small = compact(model, example)
+    macs, dense_macs = costs.layer_macs(small, example), costs.layer_macs(model, example)
+    layers = tuple(_layer(name, weight, macs, dense_macs) for name, weight in prunable(model).items())
     return SparsityReport(
         layers=layers,
         weights=sum(layer.weights for layer in layers),
         compact_weights=sum(int((weight != 0).sum()) for weight in prunable(small).values()),
         total_weights=sum(layer.size for layer in layers),
-        macs=costs.macs(small, example),
-        dense_macs=costs.macs(model, example),
+        macs=sum(macs.values()),
+        dense_macs=sum(dense_macs.values()),
         structure=structure(small),
     )
 
@@ -88,10 +94,11 @@ def print_sparsity(report: SparsityReport, title: str) -> None:
             f"{100 * layer.weights / layer.size:.2f}",
             f"{layer.filters}/{layer.shape[0]}",
             f"{layer.channels}/{layer.shape[1]}",
+            f"{layer.macs:,}/{layer.dense_macs:,}",
         ]
         for layer in report.layers
     ]
-    table(title, ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)"], rows)
+    table(title, ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)", "MACs"], rows)
     print(
         f"weights {report.weights:,} of {report.total_weights:,} "
         f"(compression {report.total_weights / max(1, report.weights):.1f} x); compacted: {report.structure}, "
@@ -110,7 +117,9 @@ def draw_histogram(model: nn.Module, rule: str, thresholds: dict[str, float], pa
     histogram(sizes, thresholds, path, xlabel=f"log10 of {what}", title=f"{what}; dashed: threshold of the cut")
 
 
-def _layer(name: str, weight: torch.Tensor) -> LayerReport:
+def _layer(name: str, weight: torch.Tensor, macs: dict[str, int], dense_macs: dict[str, int]) -> LayerReport:
     kept = weight.detach() != 0
     rows, columns = kept.flatten(1).any(dim=1), kept.transpose(0, 1).flatten(1).any(dim=1)
-    return LayerReport(name, tuple(weight.shape), int(kept.sum()), int(rows.sum()), int(columns.sum()))
+    left = int(kept.sum()), int(rows.sum()), int(columns.sum())
+    layer = name.removesuffix(".weight")
+    return LayerReport(name, tuple(weight.shape), *left, macs[layer], dense_macs[layer])

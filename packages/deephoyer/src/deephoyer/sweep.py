@@ -11,11 +11,12 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from resless import report
 from resless.checkpoint import write_text
 from resless.config import RunConfig, as_dict, changed_fields
 from resless.errors import InputError
-from resless.run import check_folder
+from resless.run import accelerator, check_folder
 
 from deephoyer.compact import EmptyLayer
 from deephoyer.config import PruneConfig, TrainConfig
@@ -23,6 +24,7 @@ from deephoyer.prune import Pruned, prune
 from deephoyer.train import train
 
 RECORD = "sweep-config.json"
+FREE_IN_A_SWEEP = frozenset({"sweep", "max_accuracy_drop", "target_macs"})  # what a measured point does not depend on
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,40 @@ class Point:
 
 def sweep_strengths(config: TrainConfig) -> list[Path]:
     """Train once for each strength of `--sweep`; returns the model folders, for `deephoyer-prune --sweep`."""
-    root = _open(config, f"sweep-{config.model}-{config.regulariser}")
+    processes = accelerator(config.run.mixed_precision)
+    root = _open(config, f"sweep-{config.model}-{config.regulariser}", processes)
     folders = []
     for strength in config.sweep:
         folder = root / f"strength-{strength:g}"
         if not (folder / "result.json").exists():
             train(replace(config, strength=strength, sweep=(), run=_run_in(config.run, folder)), read_test=False)
         folders.append(folder / "model")
-        _record(config, root)
-    print(f"next: deephoyer-prune --model {' '.join(map(str, folders))} --sweep ...", flush=True)
+        _record(config, root, processes)
+    processes.print(f"next: deephoyer-prune --model {' '.join(map(str, folders))} --sweep ...", flush=True)
     return folders
 
 
 def sweep_thresholds(config: PruneConfig) -> Pruned:
-    """Cut every model folder at every sensitivity of `--sweep`, choose a point on held-out images, and prune there."""
-    root = _open(config, f"sweep-{config.rule}")
+    """Cut every model folder at every sensitivity of `--sweep`, choose a point on held-out images, and prune there.
+
+    Raises:
+        InputError: no point meets `--max-accuracy-drop` or `--target-macs`; the measured curve is kept, and `--resume
+            auto` goes on with other limits or further sensitivities.
+    """
+    processes = accelerator(config.run.mixed_precision)
+    root = _open(config, f"sweep-{config.rule}", processes)
     points = []
     for number, model in enumerate(config.model):
         for sensitivity in config.sweep:
-            point = _measure(config, model, sensitivity, root / f"model-{number}-sensitivity-{sensitivity:g}")
+            folder = root / f"model-{number}-sensitivity-{sensitivity:g}"
+            point = _measure(config, model, sensitivity, folder, processes)
             if point is not None:
                 points.append(point)
-                _record(config, root)
+                _record(config, root, processes)
+    if processes.is_main_process and points:
+        _write(points, root)
     best = choose(points, config.max_accuracy_drop, config.target_macs)
-    _write(points, best, root)
+    processes.print(f"chosen: {best.model} at {best.sensitivity:g}", flush=True)
     final = _single(config, best.model, best.sensitivity, root / "chosen")
     return prune(final)
 
@@ -91,7 +103,7 @@ def choose(points: list[Point], max_accuracy_drop: float | None, target_macs: in
     return min(within, key=lambda point: (point.macs, point.weights))
 
 
-def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path) -> Point | None:
+def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path, processes: Accelerator) -> Point | None:
     """The point's measurements, read from its run folder if it is done; None if the cut would empty a layer."""
     if not (folder / "result.json").exists():
         point = _single(config, model, sensitivity, folder)
@@ -99,7 +111,7 @@ def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path) 
         try:
             prune(point, read_test=False)
         except EmptyLayer as error:
-            print(f"{model} at {sensitivity:g}: {error}", flush=True)
+            processes.print(f"{model} at {sensitivity:g}: {error}", flush=True)
             return None
     found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return Point(
@@ -113,26 +125,18 @@ def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path) 
     )
 
 
-def _write(points: list[Point], best: Point, root: Path) -> None:
-    """`sweep.json`, the table and the picture; the chosen point is marked."""
-    record = {"points": [asdict(point) for point in points], "chosen": asdict(best)}
-    write_text(root / "sweep.json", json.dumps(record, indent=1) + "\n")
-    rows = [
-        [
-            f"{point.model} @ {point.sensitivity:g}" + (" <- chosen" if point == best else ""),
-            f"{100 * point.top1:.2f}",
-            f"{point.weights:,}",
-            f"{point.macs:,}",
-            point.structure,
-        ]
-        for point in points
-    ]
+def _write(points: list[Point], root: Path) -> None:
+    """`sweep.json`, the table and the picture."""
+    write_text(root / "sweep.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    rows = []
+    for point in points:
+        where, top1 = f"{point.model} @ {point.sensitivity:g}", f"{100 * point.top1:.2f}"
+        rows.append([where, top1, f"{point.weights:,}", f"{point.macs:,}", point.structure])
     report.table("held-out images", ["model @ sensitivity", "top-1 %", "weights", "MACs", "structure"], rows)
     drawing, axes = report.figure()
     for model in dict.fromkeys(point.model for point in points):
-        line = [(point.macs, 100 * point.top1) for point in points if point.model == model]
+        line = sorted((point.macs, 100 * point.top1) for point in points if point.model == model)
         axes.plot(*zip(*line, strict=True), marker="o", label=model)
-    axes.plot(best.macs, 100 * best.top1, marker="*", markersize=16, linestyle="", color="black", label="chosen")
     axes.set(xscale="log", xlabel="MACs an image", ylabel="top-1 % on held-out images")
     axes.legend(frameon=False, fontsize=7)
     report.save(drawing, root / "sweep.png")
@@ -156,23 +160,28 @@ def _run_in(run: RunConfig, folder: Path) -> RunConfig:
     return replace(run, run_dir=str(folder), resume="auto", overwrite=False)
 
 
-def _open(config: TrainConfig | PruneConfig, label: str) -> Path:
+def _open(config: TrainConfig | PruneConfig, label: str, processes: Accelerator) -> Path:
     """The sweep's folder, if it may be used: a new one, one to be replaced, or one of the same sweep to go on with."""
     run, root = config.run, Path(config.run.run_dir or Path("runs") / label)
     record = root / RECORD
     if not record.exists():
         if not run.resume:  # else it was killed during its first run, which resumes by itself
-            check_folder(root, run)
-    elif run.overwrite:
-        shutil.rmtree(root)
-    elif not run.resume:
-        raise InputError(f"{root} holds a sweep: go on with --resume auto, replace it with --overwrite, or --run-dir")
-    else:
-        for name, (old, new) in changed_fields(json.loads(record.read_text(encoding="utf-8")), as_dict(config)).items():
+            check_folder(root, replace(run, overwrite=False))
+    elif run.resume:
+        changes = changed_fields(json.loads(record.read_text(encoding="utf-8")), as_dict(config))
+        for name in changes.keys() - FREE_IN_A_SWEEP:
+            old, new = changes[name]
             raise InputError(f"{root} holds a sweep with {name} = {old!r}, now {new!r}: give the same, or --run-dir")
+    elif not run.overwrite:
+        raise InputError(f"{root} holds a sweep: go on with --resume auto, replace it with --overwrite, or --run-dir")
+    processes.wait_for_everyone()  # all have looked before anything changes
+    if run.overwrite and processes.is_main_process and root.exists():
+        shutil.rmtree(root)
+    processes.wait_for_everyone()
     return root
 
 
-def _record(config: TrainConfig | PruneConfig, root: Path) -> None:
+def _record(config: TrainConfig | PruneConfig, root: Path, processes: Accelerator) -> None:
     """Write down the sweep's configuration, once a run has proved that it works."""
-    write_text(root / RECORD, json.dumps(as_dict(config), indent=1) + "\n")
+    if processes.is_main_process:
+        write_text(root / RECORD, json.dumps(as_dict(config), indent=1) + "\n")

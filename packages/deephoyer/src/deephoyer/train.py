@@ -30,6 +30,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
+        test_images = data.evaluation(data.test) if read_test else None
         model = models.create_for(config.model, data.train)
         if config.pretrained is not None:
             weights.load(model, config.pretrained)
@@ -43,7 +44,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
             for images, labels in run.steps(batches):
                 logits = model(images)
                 cross_entropy = F.cross_entropy(logits, labels)
-                loss, penalty = cross_entropy, torch.zeros(())
+                loss, penalty = cross_entropy, cross_entropy.new_zeros(())
                 if regularised:
                     penalty = method.penalty(regularised, config.regulariser)
                     loss = cross_entropy + config.strength * penalty
@@ -56,8 +57,8 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
                 run.log(held_out_top1=found.top1, held_out_loss=found.loss)
 
         metrics = {}
-        if read_test:  # once, here, and nothing is chosen by it
-            metrics = asdict(evaluate(model, data.evaluation(data.test), run.accelerator))
+        if test_images is not None:  # once, here, and nothing is chosen by it
+            metrics = asdict(evaluate(model, test_images, run.accelerator))
             run.say(f"accuracy on {metrics['images']:,} test images {100 * metrics['top1']:.2f} %, nothing cut yet")
         folder = run.finish(model, metrics=metrics, preprocessing=data.preprocessing, example=data.example)
         run.say(f"next: deephoyer-prune --model {folder}")

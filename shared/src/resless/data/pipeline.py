@@ -62,7 +62,16 @@ class Pipeline:
     @cached_property
     def test(self) -> Images | Stream:
         """The test images; read when first asked for."""
-        return self._load("test")
+        return self._fitting(self._load("test"))
+
+    def _fitting(self, images: Images | Stream) -> Images | Stream:
+        """The images, if a network for the training images can take them and knows their classes."""
+        if "train" in self.__dict__:  # a command that only evaluates does not read the training images
+            channels, classes = self.train.image_shape[0], self.train.num_classes
+            fits = images.image_shape[0] == channels and images.num_classes <= classes
+            found = f"{images.image_shape[0]} channels in {images.num_classes} classes"
+            check(fits, "the test images", found, f"as the training images, {channels} channels in {classes} classes")
+        return images
 
     @cached_property
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +132,7 @@ class Pipeline:
         return StreamEvalBatches(images.samples, size, transform=transform, num_workers=workers, **shared)
 
     def _statistics(self, preprocessing: dict[str, Any] | None) -> dict[str, Any]:
-        wanted = preprocessing or self.preprocessing
+        wanted = preprocessing if preprocessing and preprocessing.keys() >= {"mean", "std"} else self.preprocessing
         return {"mean": wanted["mean"], "std": wanted["std"]}
 
     def _load(self, split: str) -> Images | Stream:
