@@ -29,7 +29,7 @@ DEMO = [
     "deephoyer-eval --model runs/demo/small",
 ]
 
-BENCHMARKS = ["benchmarks/deephoyer_mnist.py", "benchmarks/speed.py"]
+BENCHMARKS = ["benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py", "benchmarks/speed.py"]
 
 LINT = [
     ["ruff", "check"],

@@ -33,6 +33,8 @@ def main() -> None:
     if mnist := read("deephoyer-mnist"):
         tables["deephoyer-mnist"] = deephoyer_mnist(mnist["results"])
         draw_deephoyer_mnist(mnist["results"])
+    if sweep := read("deephoyer-sweep"):
+        draw_deephoyer_sweep(sweep)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
     for path in READMES:
@@ -85,6 +87,17 @@ def draw_deephoyer_mnist(runs: Sequence[dict[str, Any]]) -> None:
         axes.set(xlabel=label, ylabel="test accuracy, %", xscale="log" if kind == "structural" else "linear")
         axes.legend(frameon=False, fontsize=8)
         report.save(drawing, FOLDER / f"deephoyer-mnist-{kind}.png")
+
+
+def draw_deephoyer_sweep(sweep: dict[str, Any]) -> None:
+    """Held-out accuracy against MACs, a line a strength."""
+    drawing, axes = report.figure()
+    for strength in dict.fromkeys(point["strength"] for point in sweep["points"]):
+        line = sorted((p["macs"], 100 * p["top1"]) for p in sweep["points"] if p["strength"] == strength)
+        axes.plot(*zip(*line, strict=True), marker="o", label=f"strength {strength:g}")
+    axes.set(xscale="log", xlabel="MACs an image", ylabel="accuracy on held-out images, %")
+    axes.legend(frameon=False, fontsize=8)
+    report.save(drawing, FOLDER / "deephoyer-sweep.png")
 
 
 # -- speed
