@@ -18,9 +18,8 @@ from resless import models, weights
 from resless.config import DataConfig, OptimConfig, RunConfig
 from resless.config import TrainConfig as DenseConfig
 from resless.errors import InputError
-from resless.testing import assert_every_parameter_gets_gradient, assert_same_run, metrics
+from resless.testing import assert_every_parameter_gets_gradient, assert_same_run, assert_same_weights, metrics
 from resless.train import train as train_dense
-from safetensors.torch import load_file
 
 DIGIT = torch.zeros(1, 1, 8, 8)
 ADAM = OptimConfig(optimizer="adam", lr=3e-3, batch_size=64, epochs=3)
@@ -50,11 +49,8 @@ def test_strength_zero_is_dense_training(tmp_path: Path) -> None:
     train_dense(DenseConfig(optim=ADAM, run=run_in(tmp_path / "dense")))
     train(TrainConfig(reg="none", optim=ADAM, run=run_in(tmp_path / "none")))
     train(TrainConfig(reg="hoyer_square", strength=0.0, optim=ADAM, run=run_in(tmp_path / "zero")))
-    dense, none, zero = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("dense", "none", "zero")
-    )
-    assert len(dense) == 6
-    assert all(torch.equal(dense[key], none[key]) and torch.equal(dense[key], zero[key]) for key in dense)
+    assert_same_weights(tmp_path / "dense" / "model", tmp_path / "none" / "model")
+    assert_same_weights(tmp_path / "dense" / "model", tmp_path / "zero" / "model")
 
 
 def test_the_regulariser_makes_weights_sparser_than_training_without_it(tmp_path: Path) -> None:
@@ -82,9 +78,7 @@ def test_every_parameter_is_trained() -> None:
 
 def test_training_starts_from_the_pretrained_folder(trained: str, tmp_path: Path) -> None:
     config = TrainConfig(pretrained=trained, optim=replace(ADAM, epochs=0), run=run_in(tmp_path / "run"))
-    folder = train(config)
-    first, second = (load_file(Path(path) / "model.safetensors") for path in (trained, folder))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(trained, train(config))
 
 
 # -- cutting
@@ -92,8 +86,7 @@ def test_training_starts_from_the_pretrained_folder(trained: str, tmp_path: Path
 
 def test_threshold_zero_and_no_fine_tuning_change_nothing(trained: str, tmp_path: Path) -> None:
     prune(pruning(trained, tmp_path / "run", sensitivity=0.0, optim=replace(ADAM, epochs=0)))
-    first, second = (load_file(f"{path}/model.safetensors") for path in (trained, tmp_path / "run" / "model"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert_same_weights(trained, tmp_path / "run" / "model")
 
 
 def test_std_rule_cuts_below_so_many_standard_deviations(trained: str) -> None:

@@ -1,4 +1,4 @@
-"""Dense baselines: one named configuration per published row (design of the rows: see the README's table).
+"""Dense baselines: one named configuration per published row.
 
 LeNets: Adam 1e-3, batch 100, on MNIST, about 1.6 % (300-100) and 0.8 % (LeNet-5) error.
 CIFAR ResNets: SGD 0.1, momentum 0.9, batch 128, 164 epochs, x0.1 after 81 and 122, weight decay 1e-4, pad-crop and

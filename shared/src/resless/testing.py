@@ -1,6 +1,6 @@
 """Helpers that every package's tests use: real data where it is, console scripts, two processes, exact resume, limits.
 
-Nothing here is needed to use a package; `pytest` is imported by the tests that call it.
+Nothing here is needed to use a package, so that pytest is no dependency: whoever tests has it.
 """
 
 from __future__ import annotations
@@ -185,13 +185,21 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(run_folder: Path, other: Path) -> None:
     """Two runs ended with the same weights, bit for bit, and recorded the same epochs."""
-    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (run_folder, other))
+    assert_same_weights(run_folder / "model", other / "model")
+    assert len(metrics(run_folder)) > 0
+    assert metrics(run_folder) == metrics(other)
+
+
+def assert_same_weights(model_folder: Path | str, other: Path | str) -> None:
+    """Two model folders hold the same weights, bit for bit.
+
+    For the limits of a method: switched off, it is the plain network's training; zero steps change nothing.
+    """
+    first, second = (load_file(Path(folder) / "model.safetensors") for folder in (model_folder, other))
     assert first.keys() == second.keys()
     assert len(first) > 0
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), f"{name} differs"
-    assert len(metrics(run_folder)) > 0
-    assert metrics(run_folder) == metrics(other)
 
 
 def assert_every_parameter_gets_gradient(model: nn.Module, loss: torch.Tensor) -> None:
