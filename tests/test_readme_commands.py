@@ -1,0 +1,47 @@
+"""Every command of the README files is one that the console scripts take: options, recipes and values."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from deephoyer import config as deephoyer_configs
+from deephoyer import recipes as deephoyer_recipes
+from resless import config, recipes
+from resless.cli import parse
+
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", ROOT / "shared" / "README.md", ROOT / "packages" / "deephoyer" / "README.md"]
+SCRIPTS = {
+    "resless-train": (config.TrainConfig, recipes.TRAIN),
+    "resless-eval": (config.EvalConfig, {}),
+    "deephoyer-train": (deephoyer_configs.TrainConfig, deephoyer_recipes.TRAIN),
+    "deephoyer-prune": (deephoyer_configs.PruneConfig, deephoyer_recipes.PRUNE),
+    "deephoyer-compact": (deephoyer_configs.CompactConfig, {}),
+    "deephoyer-eval": (deephoyer_configs.EvalConfig, {}),
+}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(script, arguments) of every command in the shell blocks, comments left out and continued lines joined."""
+    found = []
+    for path in READMES:
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] in SCRIPTS:
+                    found.append((words[0], words[1:]))
+    return found
+
+
+def test_the_readme_files_show_every_script() -> None:
+    assert {script for script, _ in commands()} == set(SCRIPTS)
+    assert len(commands()) >= 15
+
+
+@pytest.mark.parametrize(("script", "args"), commands(), ids=lambda value: value if isinstance(value, str) else None)
+def test_the_command_is_taken(script: str, args: list[str]) -> None:
+    config_type, known_recipes = SCRIPTS[script]
+    assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)
