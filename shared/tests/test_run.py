@@ -25,6 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from resless import checkpoint, cli, models, optim
+from resless import run as run_module
 from resless.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from resless.data.pipeline import Pipeline
 from resless.errors import InputError
@@ -445,7 +446,7 @@ def test_a_run_that_died_before_its_first_record_leaves_a_folder_that_counts_as_
     folder = tmp_path / "run"
 
     def task() -> None:
-        checkpoint.write_text = power_cut
+        run_module.write_text = power_cut
         train(config_in(LENET, folder))
 
     assert forked(task)[0].code == -signal.SIGKILL

@@ -31,6 +31,7 @@ import torch
 
 from resless.config import changed_fields
 from resless.errors import InputError
+from resless.files import sha256, write_text
 
 FORMAT = 1
 LAST = "last"
@@ -74,7 +75,7 @@ def save(
             _write(temporary / "state.pt", shared)
         barrier()
         if rank == 0:
-            files = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+            files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
             manifest = {"format": FORMAT, "world_size": world_size, "config": config, "sha256": files}
             manifest["own_sha256"] = _own_sha256(manifest)
             write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
@@ -125,7 +126,7 @@ def damage(folder: Path) -> str | None:
         if not file.is_file():
             return f"{name} is missing"
         try:
-            if _sha256(file) != digest:
+            if sha256(file) != digest:
                 return f"{name} does not match its checksum"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -177,17 +178,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: temporary file, synchronised, renamed."""
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
 def _retain(root: Path, newest: Path, keep: int) -> None:
     """Delete all but `newest` and the `keep` - 1 before it.
 
@@ -228,19 +218,3 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not a training state: {str(error).splitlines()[0]}") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

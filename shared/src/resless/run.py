@@ -45,6 +45,7 @@ from resless.data.pipeline import Shards
 from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
+from resless.files import write_text
 from resless.progress import ProgressReport
 
 LOSS_CHECK_STEPS = 20  # reading a loss waits for the device, so several are read at once
@@ -209,7 +210,7 @@ class Run:
                     overwrite=True,
                 )
                 report.curves(self._history, self.folder / "curves.png")
-                checkpoint.write_text(self.folder / "result.json", json.dumps(metrics, indent=1) + "\n")
+                write_text(self.folder / "result.json", json.dumps(metrics, indent=1) + "\n")
             self.say(f"wrote {folder}")
         self.accelerator.wait_for_everyone()
         return folder
@@ -270,11 +271,11 @@ class Run:
             starts = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["starts"]
         config = {"command": self.command, **as_dict(self.config)}
         with self._writing("its records"):
-            checkpoint.write_text(self.folder / RECORD, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
-            checkpoint.write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
+            write_text(self.folder / RECORD, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+            write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
             # From the checkpoint: epochs that were recorded, but not saved, before a kill will be done again.
             lines = [json.dumps(record) + "\n" for record in self._history]
-            checkpoint.write_text(self.folder / "metrics.jsonl", "".join(lines))
+            write_text(self.folder / "metrics.jsonl", "".join(lines))
         if self.settings.trackers:
             settings = {name: str(value) for name, value in flatten(as_dict(self.config)).items()}
             self.accelerator.init_trackers(self.command, config=settings)

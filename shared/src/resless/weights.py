@@ -8,7 +8,6 @@ tensors.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from resless import costs, models
 from resless.errors import InputError, check
+from resless.files import sync
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -103,7 +103,7 @@ def save_pretrained(
         (staging / CARD_NAME).write_text(_model_card(folder.name, config), encoding="utf-8")
         save_file(tensors, staging / TENSORS_NAME, metadata={"format": "pt"})
         for path in staging.iterdir():
-            _sync(path)
+            sync(path)
         _replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -355,14 +355,6 @@ def _replace_folder(staging: Path, folder: Path) -> None:
         replaced.rename(folder)
         raise
     shutil.rmtree(replaced)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _costs(model: nn.Module, example: Tensor | None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from resless import report
-from resless.checkpoint import write_text
 from resless.config import RunConfig, as_dict, changed_fields
 from resless.errors import InputError
+from resless.files import write_text
 from resless.run import accelerator, check_folder
 
 from deephoyer.compact import EmptyLayer

@@ -19,6 +19,7 @@ from resless.data import cache
 from resless.data.samples import Samples
 from resless.data.sources import open_samples
 from resless.errors import InputError, check
+from resless.files import sha256
 
 _CHUNK = 128  # images that are decoded at a time
 _FEW = 1024  # images that are decoded before other processes would be ready
@@ -141,18 +142,10 @@ def _as_images(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, .
 def _key(samples: Samples, image_size: int | None) -> str:
     """A digest of everything that decides the content of a cache entry."""
     with ThreadPoolExecutor(_num_cpus()) as pool:
-        digests = list(pool.map(_file_digest, samples.files))
+        digests = list(pool.map(sha256, samples.files))
     names = [os.path.relpath(file, samples.root) for file in samples.files]
     parts = (cache.FORMAT, image_size, samples.dataset.channels, samples.class_names, samples.columns, names, digests)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-
-
-def _file_digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
