@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,8 +61,9 @@ def main(options: Options) -> None:
 
 def apart(measure: Callable[[Options], dict[str, Any]], options: Options) -> dict[str, Any]:
     """Run a measurement in a fresh process; its result, with the peak resident memory of that process in MiB."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        result = pool.apply(_with_peak, (measure.__name__, options))
+    # Not multiprocessing.Pool, whose processes may not have children: DataLoaders start workers.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        result = pool.submit(_with_peak, measure.__name__, options).result()
     print(measure.__name__, result, flush=True)
     return result
 
