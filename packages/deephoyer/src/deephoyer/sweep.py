@@ -135,9 +135,9 @@ def _write(points: list[Point], root: Path) -> None:
     report.table("held-out images", ["model @ sensitivity", "top-1 %", "weights", "MACs", "structure"], rows)
     drawing, axes = report.figure()
     for model in dict.fromkeys(point.model for point in points):
-        line = sorted((point.macs, 100 * point.top1) for point in points if point.model == model)
+        line = sorted((point.macs, 100 - 100 * point.top1) for point in points if point.model == model)
         axes.plot(*zip(*line, strict=True), marker="o", label=model)
-    axes.set(xscale="log", xlabel="MACs an image", ylabel="top-1 % on held-out images")
+    axes.set(xscale="log", yscale="log", xlabel="MACs an image", ylabel="error on held-out images, %")
     axes.legend(frameon=False, fontsize=7)
     report.save(drawing, root / "sweep.png")
 
