@@ -90,7 +90,7 @@ def draw_deephoyer_mnist(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_deephoyer_sweep(sweep: dict[str, Any]) -> None:
-    """Held-out error against MACs, a line a strength; both on logarithmic axes, or a cut too deep would hide the rest."""
+    """Held-out error against MACs, a line a strength; on logarithmic axes, or the deepest cuts would hide the rest."""
     drawing, axes = report.figure()
     for strength in dict.fromkeys(point["strength"] for point in sweep["points"]):
         line = sorted((p["macs"], 100 - 100 * p["top1"]) for p in sweep["points"] if p["strength"] == strength)
