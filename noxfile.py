@@ -72,7 +72,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run every check of style, imports and types; arguments after -- (as --fix) go to `ruff check`."""
-    install(session, PAPERS, "ruff==0.17.*", "import-linter>=2.5,<3", "mypy==2.4.*")
+    install(session, PAPERS, "ruff==0.17.*", "import-linter>=2.5,<3", "mypy==2.4.*", "pytest>=8")
     failed = []
     for command in LINT:
         try:
