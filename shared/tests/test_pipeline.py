@@ -108,8 +108,10 @@ def test_a_network_for_other_images_is_refused_by_what_differs(name, options, wa
 
 def test_a_network_for_these_images_is_accepted():
     images = pipeline().test
-    check_fit(models.create_for("lenet_300_100", images), images)
-    check_fit(models.create_for("resnet8", images), images)
+    for name in ("lenet_300_100", "resnet8"):
+        model = models.create_for(name, images)
+        check_fit(model, images)
+        assert model(images.images[:3].float()).shape == (3, 10)
 
 
 def test_streamed_images_train_and_evaluate_a_network(tmp_path):

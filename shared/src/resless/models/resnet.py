@@ -9,6 +9,7 @@ Letters: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import cast
 
@@ -59,7 +60,7 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 SHORTCUTS = {"conv": conv_shortcut, "subsample": SubsampleShortcut, "avgpool": AvgPoolShortcut}
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
 
     expansion: int
@@ -71,8 +72,9 @@ class Block(nn.Module):
         unchanged = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if unchanged else SHORTCUTS[shortcut](in_channels, out_channels, stride)
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the block adds to its shortcut, [N, C', H/stride, W/stride]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.residual(x))
