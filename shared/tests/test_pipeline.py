@@ -96,8 +96,8 @@ def test_shards_are_those_of_the_accelerator():
     ("name", "options", "wanted"),
     [
         ("lenet_300_100", {"in_channels": 1, "image_size": 28}, "1 x 28 x 28 in 10 classes"),
-        ("resnet8", {"in_channels": 3}, "3 x 8 x 8 in 10 classes"),
-        ("resnet8", {"in_channels": 1, "num_classes": 100}, "1 x 8 x 8 in 100 classes"),
+        ("resnet8", {"in_channels": 3}, "3 x any size in 10 classes"),
+        ("resnet8", {"in_channels": 1, "num_classes": 100}, "1 x any size in 100 classes"),
     ],
 )
 def test_a_network_for_other_images_is_refused_by_what_differs(name, options, wanted):

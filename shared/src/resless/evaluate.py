@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from resless.config import DataConfig, EvalConfig
+from resless.config import EvalConfig
 from resless.errors import InputError
 
 
@@ -93,21 +93,21 @@ def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 def main(config: EvalConfig) -> Evaluation:
     """What `resless-eval` does: print and optionally write accuracy, parameters and MACs of one network."""
     from resless import costs, models, weights  # the loops need only the functions above
-    from resless.data.pipeline import Pipeline, Shards, check_fit
+    from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
     from resless.report import table
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)
     shards = Shards.of(accelerator, config.channels_last)
-    data = Pipeline(DataConfig.of(config.data), seed=0, shards=shards)
+    preprocessing = {} if config.weights else weights.read_config(config.model)["preprocessing"]
+    data = Pipeline(as_trained(config.data, preprocessing), seed=0, shards=shards)
     images = data.train if config.split == "train" else data.test
     if config.weights is None:
-        model, preprocessing = weights.from_pretrained(config.model), weights.read_config(config.model)["preprocessing"]
+        model = weights.from_pretrained(config.model)
         check_fit(model, images)
     else:
         model = models.create_for(config.model, images, shortcut=config.shortcut)
         weights.load(model, config.weights)
-        preprocessing = data.preprocessing
     if config.mean is not None:
         preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
     example = torch.zeros(1, *images.image_shape)

@@ -145,6 +145,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: a model folder with {CONFIG_NAME} and {TENSORS_NAME} is needed")
+    if (folder / "model" / CONFIG_NAME).is_file():
+        raise InputError(f"{folder} is a run folder: give the model folder in it, {folder / 'model'}")
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder: it has no {CONFIG_NAME}")
     check(path.stat().st_size <= MAX_CONFIG_BYTES, f"the size of {path}", path.stat().st_size, "16 MiB at most")
@@ -377,8 +379,9 @@ def _model_card(title: str, config: Mapping[str, Any]) -> str:
         f"# {title}",
         f"`{model['name']}`: images [N, {model['in_channels']}, H, W] -> logits [N, {model['num_classes']}].",
         config["description"],
-        "## Load it\n\n```python\nfrom resless.weights import from_pretrained\n\n"
-        f'model = from_pretrained("{title}")  # eval mode, strict, no pickle\nlogits = model(images)\n```',
+        "## Load it\n\n```python\nimport torch\nfrom resless.weights import from_pretrained\n\n"
+        f'model = from_pretrained("{title}")  # eval mode, strict, no pickle\n'
+        "with torch.inference_mode():\n    logits = model(images)  # (x / 255 - mean) / std, see below\n```",
         "## Costs\n\n" + "\n".join(cost_lines),
         "## Preprocessing\n\n" + (_table("setting", config["preprocessing"]) or "None recorded."),
         "## Metrics\n\n" + (_table("metric", config["metrics"]) or "None recorded."),

@@ -61,7 +61,10 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
             metrics = asdict(evaluate(model, test_images, run.accelerator))
             run.say(f"accuracy on {metrics['images']:,} test images {100 * metrics['top1']:.2f} %, nothing cut yet")
         folder = run.finish(model, metrics=metrics, preprocessing=data.preprocessing, example=data.example)
-        run.say(f"next: deephoyer-prune --model {folder}")
+        if read_test:
+            where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
+            rule = "group" if config.regulariser in STRUCTURAL else "elementwise"
+            run.say(f"next: deephoyer-prune --model {folder} --dataset {config.data.dataset}{where} --rule {rule}")
     return folder
 
 

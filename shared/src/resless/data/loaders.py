@@ -153,7 +153,12 @@ class _Source:
 
 def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:
     """Raises InputError unless world_size processes can share batches of `batch_size` out of `num_images`."""
-    check(1 <= batch_size <= num_images, "batch_size", batch_size, f"from 1 to the number of images, {num_images}")
+    check(
+        1 <= batch_size <= num_images,
+        "batch_size",
+        batch_size,
+        f"from 1 to the number of images, {num_images}; set --batch-size",
+    )
     check(batch_size % world_size == 0, "batch_size", batch_size, f"a multiple of the {world_size} processes")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from resless.config import DataConfig
+from resless.config import DataConfig, SourceConfig
 from resless.data import catalog
 from resless.data.images import Images, channel_mean_std, load, stratified_split
 from resless.data.loaders import Batches, EvalBatches
@@ -149,12 +149,21 @@ def _grey_or_colour(images: Stream, values: tuple[float, ...]) -> tuple[float, .
     return values if images.image_shape[0] == len(values) else (sum(values) / len(values),)
 
 
+def as_trained(source: SourceConfig, preprocessing: dict[str, Any]) -> DataConfig:
+    """The source, its images resized to those a network was trained on, where the data set has no size of its own."""
+    config, size = DataConfig.of(source), preprocessing.get("image_size")
+    sized = source.image_size is not None or catalog.get(source.dataset).size is not None
+    return config if sized or size is None else replace(config, image_size=size)
+
+
 def check_fit(model: nn.Module, images: Images | Stream) -> None:
     """Raise InputError unless a network takes images of this size, and knows as many classes."""
     spec = spec_of(model)
     channels, height, width = images.image_shape
     size = spec.options.get("image_size", height)
     found = f"{channels} x {height} x {width} in {images.num_classes} classes"
-    wanted = f"{spec.in_channels} x {size} x {size} in {spec.num_classes} classes"
+    # A network that pools at its end takes images of any size.
+    sides = f"{size} x {size}" if "image_size" in spec.options else "any size"
+    wanted = f"{spec.in_channels} x {sides} in {spec.num_classes} classes"
     if (channels, height, images.num_classes) != (spec.in_channels, size, spec.num_classes):
         raise InputError(f"the images are {found}, but {spec.name} was trained on {wanted}: give its --dataset")
