@@ -6,6 +6,7 @@ A configuration is a frozen dataclass; the string under a field is its help text
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class OptimConfig:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.epochs >= 0, "--epochs", self.epochs, "0 or more")
         check(0 < self.gamma <= 1, "--gamma", self.gamma, "above 0 and at most 1")
-        increasing = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        increasing = all(a < b for a, b in itertools.pairwise(self.milestones))
         check(increasing and all(m > 0 for m in self.milestones), "--milestones", self.milestones, "increasing epochs")
 
 

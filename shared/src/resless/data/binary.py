@@ -72,7 +72,7 @@ def open_mnist(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySa
         return None
     images = [_read_idx(file, 3) for file in files[: len(splits)]]
     labels = [_read_idx(file, 1) for file in files[len(splits) :]]
-    for file, some_images, some_labels in zip(files, images, labels, strict=False):
+    for file, some_images, some_labels in zip(image_files, images, labels, strict=True):
         if len(some_images) != len(some_labels):
             raise InputError(f"{file} holds {len(some_images)} images, but there are {len(some_labels)} labels for it")
     samples = ArraySamples(
