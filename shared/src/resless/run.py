@@ -84,18 +84,20 @@ class Run:
         config: the command's whole configuration.
         command: name of the console script, for the records.
         label: name of the folder below `runs/` where `--run-dir` names none.
+        unused_parameters: whether a step may leave parameters without gradient, on some processes or on all.
 
     Raises:
         InputError: the run folder exists already, or is no run folder; a tracker is not installed.
     """
 
-    def __init__(self, config: HasRun, command: str, label: str) -> None:
+    def __init__(self, config: HasRun, command: str, label: str, *, unused_parameters: bool = False) -> None:
         self.config, self.settings, self.command = config, config.run, command
         # A data set may be a path or a hub id, whose slashes would make folders.
         self.folder = Path(self.settings.run_dir or Path("runs") / re.sub(r"[^\w.-]+", "-", label))
         check_folder(self.folder, self.settings)
         check_trackers(self.settings.trackers)
-        self.accelerator = accelerator(self.settings.mixed_precision, self.settings.trackers, self.folder)
+        settings = self.settings
+        self.accelerator = accelerator(settings.mixed_precision, settings.trackers, self.folder, unused_parameters)
         # The same on all processes until the weights are built; `prepare` makes the processes differ.
         set_seed(self.settings.seed)
         self.epoch, self.step = 0, 0
@@ -187,7 +189,13 @@ class Run:
     # -- after the loop
 
     def finish(
-        self, model: nn.Module, *, metrics: dict[str, Any], preprocessing: dict[str, Any], example: torch.Tensor
+        self,
+        model: nn.Module,
+        *,
+        metrics: dict[str, Any],
+        preprocessing: dict[str, Any],
+        example: torch.Tensor,
+        description: str = "",
     ) -> Path:
         """Write the model folder, the curves and `result.json`; returns the model folder.
 
@@ -196,6 +204,7 @@ class Run:
             metrics: what was measured at the end, JSON values.
             preprocessing: what the network expects of its images.
             example: one image [1, C, H, W], to count MACs with.
+            description: Markdown for the model card.
         """
         average_buffers(model, self.accelerator)
         folder = self.folder / "model"
@@ -206,6 +215,7 @@ class Run:
                     folder,
                     preprocessing=preprocessing,
                     metrics=metrics,
+                    description=description,
                     example=example.to(self.accelerator.device),
                     overwrite=True,
                 )
@@ -473,12 +483,18 @@ class Run:
         raise SystemExit(128 + number)
 
 
-def accelerator(mixed_precision: str, trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+def accelerator(
+    mixed_precision: str,
+    trackers: tuple[str, ...] = (),
+    folder: Path | None = None,
+    unused_parameters: bool = False,
+) -> Accelerator:
     """An Accelerator of this precision, whichever one an earlier run in this process had.
 
     Args:
         mixed_precision: no, bf16 or fp16.
         trackers: experiment trackers to log with, which write to `folder`.
+        unused_parameters: look, every step, for parameters that got no gradient, which has its price.
 
     Raises:
         InputError: fp16 on a CPU, which Accelerate would pass over in silence.
@@ -489,7 +505,9 @@ def accelerator(mixed_precision: str, trackers: tuple[str, ...] = (), folder: Pa
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
         # Buffers are averaged where it matters, see `average_buffers`.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
+        ],
         log_with=list(trackers) or None,
         project_dir=None if folder is None else str(folder),
     )

@@ -182,14 +182,29 @@ def load(model: nn.Module, path: str | Path, key_map: Mapping[str, str | None] |
             shapes that do not match.
     """
     path = Path(path)
+    content = read_checkpoint(path)
+    load_state(model, _unwrapped(content, path), path, key_map)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """The content of a checkpoint file or model folder: tensors, in dicts and lists with plain values.
+
+    Raises:
+        InputError: a missing or damaged file, a pickle that holds anything else.
+    """
+    path = Path(path)
     if path.is_dir():
         path = path / TENSORS_NAME
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    is_safetensors = path.suffix == ".safetensors"
-    state = _load_safetensors(path) if is_safetensors else _unwrapped(_load_torch(path), path)
-    state = _renamed(_without_prefix(state), key_map or {}, path)
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
 
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], source: str | Path, key_map: Mapping[str, str | None] | None = None
+) -> None:
+    """Load a state dict that came from `source`, as `load` does."""
+    state = _renamed(_without_prefix(dict(state)), key_map or {}, source)
     own = model.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     if not counters & state.keys():
@@ -199,8 +214,17 @@ def load(model: nn.Module, path: str | Path, key_map: Mapping[str, str | None] |
     for key, tensor in state.items():
         if key in own_dtypes and tensor.is_floating_point() and own_dtypes[key].is_floating_point:
             state[key] = tensor.to(own_dtypes[key])
-    _check_match(_signature(own), _signature(state), str(path))
+    _check_match(_signature(own), _signature(state), str(source))
     model.load_state_dict(state, strict=True)
+
+
+def unwrapped(content: Any, source: str | Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint's nested dicts, without the prefix of DataParallel.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    return _without_prefix(_unwrapped(content, source))
 
 
 def _load_torch(path: Path) -> Any:
@@ -220,7 +244,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The state dict inside a checkpoint's nested dicts."""
     while isinstance(content, Mapping):
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -242,7 +266,7 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _renamed(state: dict[str, Tensor], key_map: Mapping[str, str | None], path: Path) -> dict[str, Tensor]:
+def _renamed(state: dict[str, Tensor], key_map: Mapping[str, str | None], path: str | Path) -> dict[str, Tensor]:
     if absent := [key for key in key_map if key not in state]:
         raise InputError(f"{path} does not hold {_listed(absent)}, named in the key map")
     renamed: dict[str, Tensor] = {}

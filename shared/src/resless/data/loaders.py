@@ -115,6 +115,11 @@ class EvalBatches:
         self._chosen = shares(indices, batch_size, rank, world_size)
         self._source = _Source(data, mean, std, pixel_mean, device, channels_last)
 
+    @property
+    def order(self) -> Tensor:
+        """Which images of the data set this process gets, in the order in which it gets them, int64 [n]."""
+        return torch.cat(self._chosen) if self._chosen else torch.empty(0, dtype=torch.int64)
+
     def __len__(self) -> int:
         return len(self._chosen)
 

@@ -46,13 +46,16 @@ class Pipeline:
         config: data set, held-out fraction, augmentation.
         seed: of the split, the order and the augmentation.
         shards: this process's share.
+        preprocessing: `mean` and `std` of each channel to normalise with, where a trained network asks for its own.
 
     Raises:
         InputError: the data set cannot be found or read; here, or where images are first asked for.
     """
 
-    def __init__(self, config: DataConfig, seed: int, shards: Shards) -> None:
-        self._config, self._seed, self._shards = config, seed, asdict(shards)
+    def __init__(
+        self, config: DataConfig, seed: int, shards: Shards, preprocessing: dict[str, Any] | None = None
+    ) -> None:
+        self._config, self._seed, self._shards, self._given = config, seed, asdict(shards), preprocessing
 
     @cached_property
     def train(self) -> Images | Stream:
@@ -90,6 +93,8 @@ class Pipeline:
         """
         known = catalog.get(self._config.dataset)
         mean, std = known.mean, known.std
+        if self._given and self._given.keys() >= {"mean", "std"}:
+            mean, std = self._given["mean"], self._given["std"]
         if mean is None or std is None:
             if isinstance(self.train, Images):
                 mean, std = channel_mean_std(self.train, self.split[0])

@@ -134,6 +134,11 @@ class StreamEvalBatches:
         decoder = _Decoder(samples, transform or eval_transform(), seed=0)
         self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
 
+    @property
+    def order(self) -> Tensor:
+        """Which images of the data set this process gets, in the order in which it gets them, int64 [n]."""
+        return torch.tensor([index for part in self._plan for _, index in part], dtype=torch.int64)
+
     def __len__(self) -> int:
         return len(self._plan)
 

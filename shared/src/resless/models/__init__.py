@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from resless.errors import InputError, check, unknown_name
@@ -54,11 +55,19 @@ _FAMILIES = (
         tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110, 164, 1001, 1202)),
         checks.cifar_depth,
     ),
+    _Family(
+        "torchvision/resnet(?P<depth>18|34|50|101|152)",
+        "torchvision_resnet:resnet",
+        tuple(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    ),
 )
+
+ENTRY_POINTS = "resless.models"
+"""Group of entry points by which other distributions add networks: name -> a builder as of a family here."""
 
 
 def names() -> list[str]:
-    """The names of the papers' networks, sorted; ResNets of any other valid depth can be created too."""
+    """The names of the dense networks, sorted; ResNets of any other valid depth can be created too."""
     return sorted(name for family in _FAMILIES for name in family.names)
 
 
@@ -129,6 +138,8 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, int]]:
     """The function that builds a network, and the numbers in the name, which it takes as arguments."""
+    for added in entry_points(group=ENTRY_POINTS, name=name):
+        return added.load(), {}
     family, numbers = _parse(name)
     module, function = family.builder.split(":")
     return getattr(import_module(f"resless.models.{module}"), function), numbers
@@ -147,4 +158,6 @@ def _parse(name: str) -> tuple[_Family, dict[str, int]]:
 
 def _frozen(value: Any) -> Any:
     """Lists as tuples, so that a spec read from JSON equals the one that was written."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -10,8 +10,9 @@ Letters: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import cast
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,6 +118,17 @@ class BottleneckBlock(Block):
         return self.bn3(self.conv3(x))
 
 
+class ShortcutOnly(nn.Module):
+    """What is left of a stage's first block without its residual branch: its shortcut, and no ReLU."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x)
+
+
 BLOCKS: dict[str, type[Block]] = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
@@ -145,10 +157,15 @@ class ResNet(nn.Module):
         """Images [N, C, H, W] -> features [N, 16, H, W]."""
         return F.relu(self.bn1(self.conv1(x)))
 
-    def blocks(self) -> Iterator[Block]:
-        """All residual blocks, in order of execution."""
+    def blocks(self) -> Iterator[Block | ShortcutOnly]:
+        """All residual blocks, and what is left of dropped ones, in order of execution."""
         for stage in (self.layer1, self.layer2, self.layer3):
-            yield from cast("Iterator[Block]", iter(stage))
+            yield from cast("Iterator[Block | ShortcutOnly]", iter(stage))
+
+    def drop_blocks(self, kept: Sequence[int] | None) -> None:
+        """Remove, in place, the residual branches of all blocks but `kept`; see `kept_of`."""
+        stages = kept_of(kept, (self.layer1, self.layer2, self.layer3), lambda block: ShortcutOnly(block.shortcut))
+        self.layer1, self.layer2, self.layer3 = stages
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""
@@ -160,6 +177,39 @@ class ResNet(nn.Module):
         return self.head(x)
 
 
+def kept_of(
+    kept: Sequence[int] | None, stages: Sequence[nn.Sequential], without_residual: Callable[[Any], nn.Module]
+) -> list[nn.Sequential]:
+    """The stages with only the blocks `kept`; None keeps all.
+
+    A dropped block is its shortcut: nothing where that changes nothing, `without_residual(block)` elsewhere. The blocks
+    that stay have the names that they had.
+
+    Args:
+        kept: increasing indices, counted over all blocks of all stages; may be empty.
+        stages: blocks that have a `shortcut`.
+        without_residual: what to put in place of a block whose shortcut is no identity.
+
+    Raises:
+        InputError: an index that is no whole number, out of range, or not greater than the one before it.
+    """
+    if kept is None:
+        return list(stages)
+    total = sum(len(stage) for stage in stages)
+    chosen = set(options.kept_indices("kept_blocks", kept, total) or ()) if len(kept) else set()
+    result, index = [], 0
+    for stage in stages:
+        left = OrderedDict()
+        for name, block in stage.named_children():
+            if index in chosen:
+                left[name] = block
+            elif not isinstance(block.shortcut, nn.Identity):
+                left[name] = without_residual(block)
+            index += 1
+        result.append(nn.Sequential(left))
+    return result
+
+
 def initialise_convolutions(model: nn.Module) -> None:
     """He normal initialisation over the fan-out, in place, of all convolutions (arXiv 1502.01852, section 2.2)."""
     for module in model.modules():
@@ -169,7 +219,13 @@ def initialise_convolutions(model: nn.Module) -> None:
 
 
 def resnet(
-    depth: int, *, num_classes: int, in_channels: int, shortcut: str = "conv", block: str | None = None
+    depth: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    shortcut: str = "conv",
+    block: str | None = None,
+    kept_blocks: Sequence[int] | None = None,
 ) -> ResNet:
     """The CIFAR ResNet of `depth` layers.
 
@@ -181,10 +237,13 @@ def resnet(
             norm), `subsample` (every second pixel, zero channels on both sides) or `avgpool` (2x2 average, zero
             channels appended).
         block: `basic` or `bottleneck`; left out, the depth decides.
+        kept_blocks: which blocks keep their residual branch, counted from 0 in order of execution; None keeps all.
 
     Raises:
-        InputError: a depth that no number of blocks gives, an unknown shortcut or block.
+        InputError: a depth that no number of blocks gives, an unknown shortcut or block, indices out of range.
     """
     options.choice("shortcut", shortcut, tuple(SHORTCUTS))
     kind, blocks_per_stage = options.cifar_depth(depth, block)
-    return ResNet(BLOCKS[kind], blocks_per_stage, shortcut, num_classes, in_channels)
+    model = ResNet(BLOCKS[kind], blocks_per_stage, shortcut, num_classes, in_channels)
+    model.drop_blocks(kept_blocks)
+    return model

@@ -1,0 +1,202 @@
+"""Accuracy, cost and policies of a network, its controls at equal cost, and `blockdrop-eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from resless.data.pipeline import Pipeline
+from resless.evaluate import Shares, average_buffers
+from resless.report import table
+from resless.run import Run
+from torch import Tensor
+
+from blockdrop import costs
+from blockdrop.analyse import Decisions, collapse, digits, keep_rates, policies
+from blockdrop.costs import PAPER_UNITS, BlockCosts
+from blockdrop.model import BlockDropNet, SkippingResNet
+
+Choose = Callable[[Tensor], Tensor]
+"""Images [N, C, H, W] -> policies, bool [N, K]."""
+
+
+@torch.inference_mode()
+def decisions(
+    net: BlockDropNet,
+    batches: Shares,
+    accelerator: Accelerator,
+    *,
+    choose: Choose | None = None,
+    resnet: SkippingResNet | None = None,
+    executor: str = "auto",
+) -> Decisions:
+    """What a network decides for every image, each exactly once over all processes, in eval mode.
+
+    Args:
+        net: on the accelerator's device; its mode is put back afterwards.
+        batches: this process's share of the images.
+        accelerator: gathers the rows of all processes; all of them get all rows.
+        choose: what takes the policy network's place.
+        resnet: what takes the residual network's place.
+        executor: see `execute.run`.
+
+    Raises:
+        RuntimeError: the processes together did not see each image once.
+    """
+    resnet, choose = resnet or net.resnet, choose or net.decide
+    average_buffers(net, accelerator)
+    was_training = net.training
+    net.eval()
+    rows = []
+    for images, labels in batches:
+        with accelerator.autocast():
+            policy = choose(images)
+            right = resnet(images, policy, executor).argmax(dim=1) == labels
+        rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
+    net.train(was_training)
+    own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
+    kept, correct, labels, order = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))
+    if len(np.unique(order)) != batches.num_images or len(order) != batches.num_images:
+        raise RuntimeError(f"evaluated {len(order)} images, but the data set has {batches.num_images}")
+    by_image = np.argsort(order)
+    return Decisions(kept[by_image], correct[by_image], labels[by_image], order[by_image])
+
+
+def summary(found: Decisions, cost: BlockCosts) -> dict[str, Any]:
+    """JSON values: accuracy, blocks, costs (the policy network's included) and policies."""
+    macs, used, distinct = cost.per_image(found.kept), found.blocks_used, policies(found.kept)
+    return {
+        "images": len(found.correct),
+        "top1": found.top1,
+        "num_blocks": found.kept.shape[1],
+        "blocks_used": float(used.mean()),
+        "blocks_used_sd": float(used.std()),
+        "macs": float(macs.mean()),
+        "macs_sd": float(macs.std()),
+        "dense_macs": cost.dense,
+        "policy_macs": cost.policy,
+        "cost_fraction": float(macs.mean() / cost.dense),
+        "unique_policies": len(distinct.counts),
+        "policy_entropy_bits": distinct.entropy_bits,
+        "most_frequent_policy": distinct.name(0),
+        "most_frequent_policy_share": float(distinct.counts[0] / len(found.correct)),
+        "keep_rates": keep_rates(found.kept).tolist(),
+        "collapse": collapse(found.kept),
+    }
+
+
+def controls(
+    net: BlockDropNet,
+    batches: Shares,
+    accelerator: Accelerator,
+    found: Decisions,
+    cost: BlockCosts,
+    *,
+    seed: int,
+    dense: SkippingResNet | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What accuracy the same cost gives without looking at the image: JSON values by control.
+
+    `most_frequent` runs the most frequent policy for all images, `random` policies with the same keep rate of each
+    block, `all_blocks` everything; `dense`, where given, is the residual network before fine-tuning. None of them
+    needs a policy network.
+    """
+    frequent = torch.from_numpy(policies(found.kept).kept[0]).to(accelerator.device)
+    rates = torch.from_numpy(keep_rates(found.kept))
+    random = torch.Generator().manual_seed(seed * accelerator.num_processes + accelerator.process_index)
+
+    def same(images: Tensor) -> Tensor:
+        return frequent.expand(len(images), -1)
+
+    def drawn(images: Tensor) -> Tensor:
+        return torch.bernoulli(rates.expand(len(images), -1), generator=random).bool().to(images.device)
+
+    def everything(images: Tensor) -> Tensor:
+        return torch.ones(len(images), net.num_blocks, dtype=torch.bool, device=images.device)
+
+    chosen: dict[str, tuple[Choose, SkippingResNet]] = {
+        "most_frequent": (same, net.resnet),
+        "random": (drawn, net.resnet),
+        "all_blocks": (everything, net.resnet),
+    }
+    if dense is not None:
+        chosen["dense"] = (everything, dense.to(accelerator.device).eval())
+    result = {}
+    for name, (choose, resnet) in chosen.items():
+        control = decisions(net, batches, accelerator, choose=choose, resnet=resnet)
+        macs = cost.per_image(control.kept) - cost.policy
+        result[name] = {
+            "top1": control.top1,
+            "blocks_used": float(control.blocks_used.mean()),
+            "macs": float(macs.mean()),
+            "cost_fraction": float(macs.mean() / cost.dense),
+        }
+    result["most_frequent"]["policy"] = digits(frequent.cpu().numpy())
+    return result
+
+
+def paper_lines(result: dict[str, Any]) -> str:
+    """The four lines that the authors' evaluation prints, with their unit of cost."""
+    flops, sd = PAPER_UNITS * result["macs"], PAPER_UNITS * result["macs_sd"]
+    return (
+        f"    Accuracy: {result['top1']:.3f}\n"
+        f"    Block Usage: {result['blocks_used']:.3f} ± {result['blocks_used_sd']:.3f}\n"
+        f"    FLOPs/img: {flops:.2E} ± {sd:.2E}\n"
+        f"    Unique Policies: {result['unique_policies']}"
+    )
+
+
+def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
+    """The paper's lines, the same in MACs, and the controls."""
+    print(paper_lines(result))
+    print(
+        f"    (FLOPs are the paper's, 2 x MACs: {result['macs']:,.0f} MACs, of which the policy network "
+        f"{result['policy_macs']:,}; {100 * result['cost_fraction']:.1f} % of the dense network's {result['dense_macs']:,})"
+    )
+    names = {
+        "most_frequent": "most frequent policy for all",
+        "random": "random policies, same keep rates",
+        "all_blocks": "all blocks",
+        "dense": "dense, before fine-tuning",
+    }
+    lines = {"policy network": result, **{names[name]: control for name, control in others.items()}}
+    rows = [
+        [
+            name,
+            f"{100 * line['top1']:.2f}",
+            f"{line['blocks_used']:.2f} of {result['num_blocks']}",
+            f"{line['macs']:,.0f}",
+            f"{100 * line['cost_fraction']:.1f} %",
+        ]
+        for name, line in lines.items()
+    ]
+    table("test images", ["blocks chosen by", "top-1 %", "blocks", "MACs", "of dense"], rows)
+    if result["collapse"]:
+        print(f"warning: the policies have collapsed: {result['collapse']}")
+
+
+def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet | None) -> Any:
+    """Read the test images, once, and write what a run ends with; returns its model folder."""
+    batches = data.evaluation(data.test)
+    cost = costs.count(net, data.example)
+    found = decisions(net, batches, run.accelerator)
+    result = summary(found, cost)
+    others = controls(net, batches, run.accelerator, found, cost, seed=run.settings.seed, dense=dense)
+    if run.accelerator.is_main_process:
+        found.save(run.folder / "policies.npz")
+        print_summary(result, others)
+    return run.finish(
+        net,
+        metrics=result | {"controls": others},
+        preprocessing=data.preprocessing,
+        example=data.example,
+        description=(
+            "A policy network picks the residual blocks that run for each image (BlockDrop). The MACs below are those "
+            f"of a blank image: the test images took {result['macs']:,.0f} on average, where the dense network takes "
+            f"{result['dense_macs']:,}."
+        ),
+    )

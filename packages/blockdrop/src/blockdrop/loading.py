@@ -1,0 +1,184 @@
+"""Where networks come from: model folders, checkpoints of plain networks, the authors' files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resless import models, weights
+from resless.data import Images
+from resless.data.stream import Stream
+from resless.errors import InputError, check
+from torch import nn
+
+from blockdrop.config import MODELS, BackboneConfig, Model
+from blockdrop.model import BlockDropNet, PolicyNetwork, load_agent, load_original
+from blockdrop.original import is_original, resnet_keys
+
+
+def check_model(name: str) -> None:
+    """Raise InputError unless this is one of the paper's models or a network of resless."""
+    if name not in MODELS:
+        models.check_name(name)
+
+
+def preprocessing(config: BackboneConfig) -> dict[str, Any]:
+    """`mean` and `std` that the backbone was trained with; nothing where that is the data set's affair."""
+    if config.mean is not None and config.std is not None:
+        return {"mean": list(config.mean), "std": list(config.std)}
+    if config.backbone is not None and Path(config.backbone).is_dir():
+        return weights.read_config(config.backbone)["preprocessing"]
+    known = MODELS.get(config.model)
+    return {"mean": list(known.mean), "std": list(known.std)} if known else {}
+
+
+def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any) -> BlockDropNet:
+    """A network with the weights of `--backbone` and a fresh policy network, for which `policy` are options.
+
+    Raises:
+        InputError: no backbone is given, it cannot be read, or it is of another depth, shortcut or number of classes.
+    """
+    if config.backbone is None:
+        raise InputError(_where_to_get_one(config.model))
+    known = MODELS.get(config.model)
+    if known is not None:
+        fits = (known.num_classes, 3) == (images.num_classes, images.image_shape[0])
+        found = f"{images.num_classes} classes in {images.image_shape[0]} channels"
+        check(fits, "the data set", found, f"{known.num_classes} classes in 3 channels for {config.model}")
+    size = {"num_classes": images.num_classes, "in_channels": images.image_shape[0], **policy}
+    if Path(config.backbone).is_dir():
+        backbone = _plain(config.backbone)
+        spec = models.spec_of(backbone)
+        _check_folder(config, spec, known)
+        if known is not None:  # a network of the same depth under another name has the same policy network
+            size = {"policy": known.policy, "policy_pool": known.policy_pool} | _given(size)
+        net = BlockDropNet(spec.name, **{**size, **spec.options})
+        _check_blocks(config, net, known)
+        check_size(backbone, spec, images)
+        net.resnet.net.load_state_dict(backbone.state_dict())
+        return net
+    shortcut = {} if config.shortcut is None else {"shortcut": config.shortcut}
+    net = BlockDropNet(config.model, **size, **shortcut)
+    load_backbone(net.resnet.net, config.backbone)
+    return net
+
+
+def load_backbone(net: nn.Module, path: str) -> None:
+    """Load a checkpoint file into a plain network: its own names, or the authors'. Raises InputError on mismatch."""
+    content = weights.read_checkpoint(path)
+    if isinstance(content, Mapping) and isinstance(content.get("resnet"), Mapping):
+        content = content["resnet"]
+    state = weights.unwrapped(content, path)
+    weights.load_state(net, state, path, resnet_keys(state) if is_original(state) else None)
+
+
+def load_policy_features(policy: PolicyNetwork, path: str) -> None:
+    """Start a policy network's features from a checkpoint of a network with more blocks a stage, and the same stem.
+
+    ImageNet's ResNet-10 so takes the first block of each stage of a ResNet-18 (section 4.1). Raises InputError on
+    mismatch.
+    """
+    state = weights.unwrapped(weights.read_checkpoint(path), path)
+    later_block = re.compile(r"layer\d+\.[1-9]\d*\.")
+    unused = {key: None for key in state if later_block.match(key) or key.startswith(("fc.", "linear."))}
+    weights.load_state(policy.features, state, path, unused)
+
+
+def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, dict[str, Any]]:
+    """A network with a trained policy network, in eval mode, and what it expects of its images.
+
+    Args:
+        config: name of the model, for an authors' checkpoint; backbone, for one without; statistics.
+        source: model folder or authors' checkpoint.
+
+    Raises:
+        InputError: it cannot be read, or is of another model.
+    """
+    if source is None:
+        raise InputError(
+            "--pretrained is missing: give the model folder of a blockdrop-train run, or an authors' checkpoint"
+        )
+    if Path(source).is_dir():
+        net = weights.from_pretrained(source)
+        if not isinstance(net, BlockDropNet):
+            raise InputError(
+                f"{source} holds a plain {models.spec_of(net).name}: train a policy with blockdrop-train --backbone {source}"
+            )
+        known = MODELS.get(config.model)
+        _check_blocks(config, net, known, source)
+        own = weights.read_config(source)["preprocessing"]
+        given = {"mean": list(config.mean), "std": list(config.std)} if config.mean and config.std else {}
+        return net, own | given
+    content = weights.read_checkpoint(source)
+    if isinstance(content, Mapping) and "resnet" in content:
+        return load_original(config.model, source), preprocessing(config)
+    if not isinstance(content, Mapping) or "agent" not in content:
+        raise InputError(
+            f"{source} holds no policy network: a checkpoint with the part agent, or a model folder, is needed"
+        )
+    if config.backbone is None:
+        raise InputError(f"{source} holds only the policy network: give the residual network with --backbone")
+    if config.model not in MODELS:
+        raise InputError(
+            f"--model is {config.model}, but must be one of {', '.join(MODELS)} for an authors' checkpoint"
+        )
+    net = BlockDropNet(config.model, **({"shortcut": config.shortcut} if config.shortcut else {}))
+    if Path(config.backbone).is_dir():
+        weights.load(net.resnet.net, config.backbone)
+    else:
+        load_backbone(net.resnet.net, config.backbone)
+    load_agent(net, content["agent"], f"{source}, agent")
+    return net.eval(), preprocessing(config)
+
+
+def check_size(backbone: nn.Module, spec: models.Spec, images: Images | Stream) -> None:
+    """Raise InputError unless a backbone knows as many classes and channels as the images have."""
+    found = f"{images.num_classes} classes in {images.image_shape[0]} channels"
+    fits = (spec.num_classes, spec.in_channels) == (images.num_classes, images.image_shape[0])
+    check(fits, "the data set", found, f"{spec.num_classes} classes in {spec.in_channels} channels, as the backbone's")
+
+
+def _plain(folder: str) -> nn.Module:
+    """The residual network of a model folder, of BlockDrop's own too."""
+    net = weights.from_pretrained(folder)
+    return net.resnet.net if isinstance(net, BlockDropNet) else net
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_folder(config: BackboneConfig, spec: models.Spec, known: Model | None) -> None:
+    found = spec.options.get("shortcut")
+    if config.shortcut is not None and found is not None:
+        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {config.backbone}, or left out")
+    if known is None and config.model != spec.name:
+        raise InputError(f"--model is {config.model}, but {config.backbone} holds a {spec.name}")
+
+
+def _check_blocks(config: BackboneConfig, net: BlockDropNet, known: Model | None, source: str | None = None) -> None:
+    if known is None:
+        return
+    blocks = BLOCKS[config.model]
+    source = source or config.backbone
+    name = net.spec.options["backbone"]
+    if net.num_blocks != blocks:
+        raise InputError(f"{source} holds a {name} of {net.num_blocks} blocks, but {config.model} has {blocks}")
+
+
+BLOCKS = {"R32_C10": 15, "R110_C10": 54, "R32_C100": 15, "R110_C100": 54, "R101_ImgNet": 33}
+
+
+def _where_to_get_one(model: str) -> str:
+    known = MODELS.get(model)
+    name, dataset = (known.backbone, known.dataset) if known else (model, "...")
+    shortcut = "".join(f" --{key} {value}" for key, value in known.options.items()) if known else ""
+    how = f"train one (resless-train --model {name} --dataset {dataset}{shortcut}, then --backbone RUN_FOLDER/model)"
+    if name.startswith("torchvision/"):
+        how = f"take torchvision's file of {name.removeprefix('torchvision/')} weights"
+    return (
+        f"--backbone is missing: BlockDrop starts from a trained {name}. Give a model folder, or a checkpoint of that "
+        f"network, or the authors' file; or {how}"
+    )

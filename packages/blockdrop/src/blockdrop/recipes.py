@@ -1,0 +1,84 @@
+"""Recipes: the paper's five models, each with both stages, and two that fit a small machine.
+
+| recipe | the paper (Table 1, γ -10 on CIFAR, -5 on ImageNet) | curriculum | joint fine-tuning |
+|---|---|---|---|
+| R32_C10, R110_C10 | R110: 93.6 %, 16.93 ± 3.72 of 54 blocks, 1.81E+08 (2 x MACs) | 5,000 epochs, batch 2048 | 2,000, batch 256 |
+| R32_C100, R110_C100 | | likewise | likewise |
+| R101_ImgNet | 76.4 %, 24.77 ± 0.98 of 33 blocks, 1.25E+10 (2 x MACs) | 45 epochs, batch 2048 | 10, batch 320 |
+
+All use Adam, at 1e-3 (curriculum) and 1e-4 (fine-tuning, x0.1 at epoch 1,600 on CIFAR). They train on all training
+images, select nothing, and report the last epoch. The curriculum needs a trained network: `--backbone`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resless.config import DataConfig, SourceConfig
+
+from blockdrop.config import MODELS, EvalConfig, FinetuneConfig, Optim, Run, TrainConfig
+
+
+def _data(model: str) -> DataConfig:
+    dataset = MODELS[model].dataset
+    return DataConfig(dataset, stream=True) if dataset == "imagenet" else DataConfig(dataset, pad=4, flip=True)
+
+
+def _run(name: str, checkpoint_epochs: int = 1) -> Run:
+    """Folders by name, so that the two stages find each other; in the precision and layout that are fastest."""
+    return Run(run_dir=f"runs/{name}", mixed_precision="bf16", channels_last=True, checkpoint_epochs=checkpoint_epochs)
+
+
+def _train(model: str) -> TrainConfig:
+    epochs = 45 if MODELS[model].dataset == "imagenet" else 5000
+    return TrainConfig(
+        model=model,
+        data=_data(model),
+        optim=Optim("adam", lr=1e-3, batch_size=2048, epochs=epochs),
+        run=_run(f"{model}-curriculum", 1 if epochs < 100 else 10),
+    )
+
+
+def _finetune(model: str) -> FinetuneConfig:
+    imagenet = MODELS[model].dataset == "imagenet"
+    optim = Optim("adam", lr=1e-4, batch_size=256, epochs=2000, milestones=(1600,))
+    return FinetuneConfig(
+        model=model,
+        pretrained=f"runs/{model}-curriculum/model",
+        penalty=-5.0 if imagenet else -10.0,
+        data=_data(model),
+        optim=replace(optim, batch_size=320, epochs=10, milestones=()) if imagenet else optim,
+        run=_run(f"{model}-finetuned", 1 if imagenet else 10),
+    )
+
+
+_SMOKE_RUN = Run(run_dir="runs/blockdrop-smoke")
+
+TRAIN: dict[str, TrainConfig] = {
+    **{model: _train(model) for model in MODELS},
+    "smoke": TrainConfig(
+        model="resnet20",
+        backbone="runs/smoke_resnet/model",
+        curriculum_step=2,
+        data=DataConfig(pad=1),
+        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=8),
+        run=Run(run_dir="runs/blockdrop-smoke"),
+    ),
+}
+
+FINETUNE: dict[str, FinetuneConfig] = {
+    **{model: _finetune(model) for model in MODELS},
+    "smoke": FinetuneConfig(
+        model="resnet20",
+        pretrained="runs/blockdrop-smoke/model",
+        penalty=-5.0,
+        data=DataConfig(pad=1),
+        optim=Optim("adam", lr=1e-3, batch_size=64, epochs=8, schedule="cosine"),
+        run=Run(run_dir="runs/blockdrop-smoke-finetuned"),
+    ),
+}
+
+EVAL: dict[str, EvalConfig] = {
+    model: EvalConfig(model=model, data=SourceConfig(_data(model).dataset, stream=_data(model).stream))
+    for model in MODELS
+}

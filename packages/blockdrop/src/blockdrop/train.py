@@ -1,0 +1,75 @@
+"""Curriculum training of the policy network (BlockDrop, section 3.3): the loop behind `blockdrop-train`.
+
+    loss = -(R(u) - R(ũ)) · log P(u) - β · H(P),   means over the batch; the residual network is frozen
+
+At epoch t the last t · `--curriculum-step` blocks are decided, those before them are kept. Runs on one process, or on
+several by `accelerate launch -m blockdrop.train --model R110_C10 --backbone FOLDER`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resless import optim
+from resless.data.pipeline import Pipeline
+from resless.run import Run
+
+from blockdrop import loading, method
+from blockdrop.config import TrainConfig
+from blockdrop.evaluate import decisions, report
+from blockdrop.rollouts import CurriculumRollouts
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a policy network for `config.backbone` and write the run folder; returns its model folder.
+
+    Raises:
+        InputError: no backbone, or one that does not fit the model or the data.
+    """
+    loading.check_model(config.model)
+    with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
+        data = Pipeline(config.data, config.run.seed, run.shards, loading.preprocessing(config))
+        batches = data.training(config.optim.batch_size)
+        held_out = data.held_out() if config.data.holdout else None
+        net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
+        if config.policy_weights is not None:
+            loading.load_policy_features(net.policy, config.policy_weights)
+        optimizer = optim.build(net.policy.parameters(), config.optim)
+        model, optimizer = run.prepare(CurriculumRollouts(net, config.alpha), optimizer)
+
+        for epoch in run.epochs(config.optim.epochs):
+            optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))
+            num_open = min(net.num_blocks, (epoch + 1) * config.curriculum_step)
+            decided = method.open_blocks(num_open, net.num_blocks, device=run.accelerator.device)
+            model.train()
+            for images, labels in run.steps(batches):
+                rollouts = model(images, num_open)
+                reward, baseline = rollouts.rewards(labels, config.penalty)
+                log_likelihood = method.log_likelihood(rollouts.probabilities, rollouts.sampled, decided)
+                entropy = method.entropy(rollouts.probabilities, decided).mean()
+                loss = method.self_critical_loss(reward - baseline, log_likelihood).mean()
+                loss = loss - config.entropy_bonus * entropy
+                run.accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                run.track(loss=loss, entropy=entropy, **rollouts.metrics(labels, (reward, baseline)))
+            run.log(open_blocks=num_open)
+            if held_out is not None:
+                run.log(**decisions(net, held_out, run.accelerator).record("held_out", config.penalty))
+
+        if num_undecided := max(0, net.num_blocks - config.optim.epochs * config.curriculum_step):
+            run.say(
+                f"warning: {num_undecided} of {net.num_blocks} blocks were never decided on: "
+                "more --epochs or a larger --curriculum-step would open them"
+            )
+        folder = report(run, net, data, dense=None)
+        run.say(
+            f"next: blockdrop-finetune --model {config.model} --pretrained {folder} --dataset {config.data.dataset}"
+        )
+    return folder
+
+
+if __name__ == "__main__":
+    from blockdrop.cli import train as script
+
+    script()
