@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from resless.data.pipeline import Pipeline
-from resless.evaluate import Shares, average_buffers
+from resless import weights
+from resless.data.loaders import EvalBatches
+from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
+from resless.data.stream import StreamEvalBatches
+from resless.errors import check
+from resless.evaluate import average_buffers
+from resless.files import write_text
 from resless.report import table
 from resless.run import Run
+from resless.run import accelerator as new_accelerator
 from torch import Tensor
 
-from blockdrop import costs
+from blockdrop import costs, loading, speed
 from blockdrop.analyse import Decisions, collapse, digits, keep_rates, policies
+from blockdrop.config import EvalConfig
 from blockdrop.costs import PAPER_UNITS, BlockCosts
 from blockdrop.model import BlockDropNet, SkippingResNet
+from blockdrop.plot import draw
 
 Choose = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] -> policies, bool [N, K]."""
@@ -27,7 +37,7 @@ Choose = Callable[[Tensor], Tensor]
 @torch.inference_mode()
 def decisions(
     net: BlockDropNet,
-    batches: Shares,
+    batches: EvalBatches | StreamEvalBatches,
     accelerator: Accelerator,
     *,
     choose: Choose | None = None,
@@ -59,11 +69,11 @@ def decisions(
         rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
     net.train(was_training)
     own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
-    kept, correct, labels, order = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))
-    if len(np.unique(order)) != batches.num_images or len(order) != batches.num_images:
-        raise RuntimeError(f"evaluated {len(order)} images, but the data set has {batches.num_images}")
-    by_image = np.argsort(order)
-    return Decisions(kept[by_image], correct[by_image], labels[by_image], order[by_image])
+    kept, correct, classes, seen = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))
+    if len(np.unique(seen)) != batches.num_images or len(seen) != batches.num_images:
+        raise RuntimeError(f"evaluated {len(seen)} images, but the data set has {batches.num_images}")
+    by_image = np.argsort(seen)
+    return Decisions(kept[by_image], correct[by_image], classes[by_image], seen[by_image])
 
 
 def summary(found: Decisions, cost: BlockCosts) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def summary(found: Decisions, cost: BlockCosts) -> dict[str, Any]:
 
 def controls(
     net: BlockDropNet,
-    batches: Shares,
+    batches: EvalBatches | StreamEvalBatches,
     accelerator: Accelerator,
     found: Decisions,
     cost: BlockCosts,
@@ -125,7 +135,7 @@ def controls(
     }
     if dense is not None:
         chosen["dense"] = (everything, dense.to(accelerator.device).eval())
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, (choose, resnet) in chosen.items():
         control = decisions(net, batches, accelerator, choose=choose, resnet=resnet)
         macs = cost.per_image(control.kept) - cost.policy
@@ -154,8 +164,8 @@ def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]]) -> 
     """The paper's lines, the same in MACs, and the controls."""
     print(paper_lines(result))
     print(
-        f"    (FLOPs are the paper's, 2 x MACs: {result['macs']:,.0f} MACs, of which the policy network "
-        f"{result['policy_macs']:,}; {100 * result['cost_fraction']:.1f} % of the dense network's {result['dense_macs']:,})"
+        f"    (FLOPs are the paper's, 2 x MACs. MACs/img: {result['macs']:,.0f}, of which policy network "
+        f"{result['policy_macs']:,}; the dense network takes {result['dense_macs']:,})"
     )
     names = {
         "most_frequent": "most frequent policy for all",
@@ -200,3 +210,67 @@ def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet
             f"{result['dense_macs']:,}."
         ),
     )
+
+
+def main(config: EvalConfig) -> dict[str, Any]:
+    """What `blockdrop-eval` does: print, draw and write what a network's policies give; returns the JSON values."""
+    accelerator = new_accelerator(config.mixed_precision)
+    net, preprocessing = loading.trained(config, config.load or config.model)
+    shards = Shards.of(accelerator, config.channels_last)
+    data = Pipeline(as_trained(config.data, preprocessing), config.seed, shards, preprocessing)
+    images = data.train if config.split == "train" else data.test
+    check_fit(net, images)
+    net = net.to(accelerator.device)
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    batches = data.evaluation(images, config.batch_size)
+    cost = costs.count(net, torch.zeros(1, *images.image_shape))
+    found = decisions(net, batches, accelerator, executor=config.executor)
+    result = summary(found, cost)
+    others = controls(net, batches, accelerator, found, cost, seed=config.seed) if config.controls else {}
+    if accelerator.is_main_process:
+        print_summary(result, others)
+        record = result | {"controls": others}
+        if config.repeats:
+            with accelerator.autocast():
+                timed = speed.measure(
+                    net, speed.some(batches), config.batch_size, cost, config.repeats, config.executor
+                )
+            speed.show(timed)
+            record["speed"] = timed
+        if config.output is not None:
+            write_text(Path(config.output), json.dumps(record, indent=1) + "\n")
+        if config.plots is not None:
+            draw(found, images, Path(config.plots), record)
+        if config.specialise is not None:
+            specialise(net, config, policies(found.kept).kept[0], preprocessing, torch.zeros(1, *images.image_shape))
+        return record
+    return result
+
+
+def specialise(
+    net: BlockDropNet, config: EvalConfig, most_frequent: np.ndarray, preprocessing: dict[str, Any], example: Tensor
+) -> None:
+    """Write the plain network of one policy as a model folder, and say what it costs."""
+    kept = most_frequent
+    if config.policy is not None:
+        length = len(config.policy)
+        check(length == net.num_blocks, "--policy", config.policy, f"{net.num_blocks} digits, not {length}")
+        kept = np.array([digit == "1" for digit in config.policy])
+    plain = net.specialised(kept).cpu()
+    assert config.specialise is not None
+    weights.save_pretrained(
+        plain,
+        config.specialise,
+        preprocessing=preprocessing,
+        description=f"The network of BlockDrop's policy {digits(kept)}: the blocks of digit 1, first block first.",
+        example=example,
+        overwrite=config.overwrite,
+    )
+    print(f"wrote {config.specialise}: {int(kept.sum())} of {net.num_blocks} blocks, policy {digits(kept)}")
+
+
+if __name__ == "__main__":
+    from blockdrop.cli import evaluate as script
+
+    script()

@@ -17,6 +17,7 @@ Letters: N images, C channels, H x W pixels, K blocks. Blocks have `shortcut` an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,7 +30,17 @@ IMAGES_PER_POLICY = 32
 """From so many images a policy on, on average, `auto` groups: gathering then costs more than small groups do."""
 
 
-def run(blocks: Sequence[nn.Module], x: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
+class Block(Protocol):
+    """A residual block, its two parts apart; called as a whole, relu(shortcut(x) + residual(x))."""
+
+    training: bool
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def shortcut(self, x: Tensor) -> Tensor: ...
+    def residual(self, x: Tensor) -> Tensor: ...
+
+
+def run(blocks: Sequence[Block], x: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
     """The features after the blocks.
 
     Args:
@@ -55,14 +66,14 @@ def run(blocks: Sequence[nn.Module], x: Tensor, policy: Tensor, executor: str = 
     return _gathered(blocks, x, kept)
 
 
-def _masked(blocks: Sequence[nn.Module], x: Tensor, policy: Tensor) -> Tensor:
+def _masked(blocks: Sequence[Block], x: Tensor, policy: Tensor) -> Tensor:
     for block, kept in zip(blocks, policy.unbind(dim=1), strict=True):
         shortcut = block.shortcut(x)
         x = torch.where(kept[:, None, None, None], torch.relu(shortcut + block.residual(x)), shortcut)
     return x
 
 
-def _gathered(blocks: Sequence[nn.Module], x: Tensor, kept: np.ndarray) -> Tensor:
+def _gathered(blocks: Sequence[Block], x: Tensor, kept: np.ndarray) -> Tensor:
     images = [np.flatnonzero(column) for column in kept.T]
     # All indices in one copy to the device.
     chosen = torch.from_numpy(np.concatenate(images)).to(x.device, non_blocking=True)
@@ -76,7 +87,7 @@ def _gathered(blocks: Sequence[nn.Module], x: Tensor, kept: np.ndarray) -> Tenso
     return x
 
 
-def _on_some(block: nn.Module, x: Tensor, indices: Tensor) -> Tensor:
+def _on_some(block: Block, x: Tensor, indices: Tensor) -> Tensor:
     """The block on the images that keep it, its shortcut on all."""
     inputs = x.index_select(0, indices)
     residual = block.residual(inputs)
@@ -91,7 +102,7 @@ def _on_some(block: nn.Module, x: Tensor, indices: Tensor) -> Tensor:
     return shortcut.index_copy_(0, indices, outputs)
 
 
-def _grouped(blocks: Sequence[nn.Module], x: Tensor, policies: np.ndarray, group: np.ndarray) -> Tensor:
+def _grouped(blocks: Sequence[Block], x: Tensor, policies: np.ndarray, group: np.ndarray) -> Tensor:
     """`policies` are the distinct ones, bool [P, K]; `group` says which of them each image has, int [N]."""
     if len(policies) == 1:
         return _plain(blocks, x, policies[0])
@@ -103,7 +114,7 @@ def _grouped(blocks: Sequence[nn.Module], x: Tensor, policies: np.ndarray, group
     return torch.cat(outputs).index_select(0, back)
 
 
-def _plain(blocks: Sequence[nn.Module], x: Tensor, kept: np.ndarray) -> Tensor:
+def _plain(blocks: Sequence[Block], x: Tensor, kept: np.ndarray) -> Tensor:
     """The network of one policy, bool [K]."""
     for block, keep in zip(blocks, kept, strict=True):
         x = block(x) if keep else block.shortcut(x)
@@ -113,16 +124,13 @@ def _plain(blocks: Sequence[nn.Module], x: Tensor, kept: np.ndarray) -> Tensor:
 def _on_host(policy: Tensor, images: int, blocks: int) -> np.ndarray:
     """The policy as bool [N, K] on the host, checked: the batch's one synchronisation."""
     if policy.shape != (images, blocks):
-        raise InputError(
-            f"the policy is {list(policy.shape)}, but must be [{images}, {blocks}]: an image a row, a block a column"
-        )
+        wanted = f"[{images}, {blocks}]: an image a row, a block a column"
+        raise InputError(f"the policy is {list(policy.shape)}, but must be {wanted}")
     values = policy.detach().cpu().numpy()
     kept = values.astype(bool)
     if policy.dtype != torch.bool and not np.array_equal(values, kept):
         strange = values[values != kept].flat[0]
-        raise InputError(
-            f"the policy holds {strange:g}, but its values must be 0 (dropped) or 1 (kept): round it first"
-        )
+        raise InputError(f"the policy holds {strange:g}, but its values must be 0 (dropped) or 1 (kept)")
     return kept
 
 

@@ -42,9 +42,9 @@ def finetune(config: FinetuneConfig) -> Path:
         model, optimizer = run.prepare(JointRollouts(net, config.alpha), optimizer)
         decided = torch.ones(net.num_blocks, dtype=torch.bool, device=run.accelerator.device)
         # Gradients are averaged over processes: a sum over the global batch is so many times the mean of their sums.
-        scale = {"mean": 1 / config.optim.batch_size, "sum": 1.0}[
-            config.policy_reduction
-        ] * run.accelerator.num_processes
+        scale = float(run.accelerator.num_processes)
+        if config.policy_reduction == "mean":
+            scale /= config.optim.batch_size
 
         for epoch in run.epochs(config.optim.epochs):
             optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))

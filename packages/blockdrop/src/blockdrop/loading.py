@@ -10,7 +10,7 @@ from typing import Any
 from resless import models, weights
 from resless.data import Images
 from resless.data.stream import Stream
-from resless.errors import InputError, check
+from resless.errors import InputError, check, unknown_name
 from torch import nn
 
 from blockdrop.config import MODELS, BackboneConfig, Model
@@ -59,8 +59,7 @@ def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any
         check_size(backbone, spec, images)
         net.resnet.net.load_state_dict(backbone.state_dict())
         return net
-    shortcut = {} if config.shortcut is None else {"shortcut": config.shortcut}
-    net = BlockDropNet(config.model, **size, **shortcut)
+    net = BlockDropNet(config.model, **size, **_shortcut(config))
     load_backbone(net.resnet.net, config.backbone)
     return net
 
@@ -103,9 +102,8 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
     if Path(source).is_dir():
         net = weights.from_pretrained(source)
         if not isinstance(net, BlockDropNet):
-            raise InputError(
-                f"{source} holds a plain {models.spec_of(net).name}: train a policy with blockdrop-train --backbone {source}"
-            )
+            name = models.spec_of(net).name
+            raise InputError(f"{source} holds a plain {name}: give it to blockdrop-train as --backbone first")
         known = MODELS.get(config.model)
         _check_blocks(config, net, known, source)
         own = weights.read_config(source)["preprocessing"]
@@ -115,16 +113,12 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
     if isinstance(content, Mapping) and "resnet" in content:
         return load_original(config.model, source), preprocessing(config)
     if not isinstance(content, Mapping) or "agent" not in content:
-        raise InputError(
-            f"{source} holds no policy network: a checkpoint with the part agent, or a model folder, is needed"
-        )
+        raise InputError(f"{source} holds no policy network: give a model folder, or a checkpoint with the part agent")
     if config.backbone is None:
         raise InputError(f"{source} holds only the policy network: give the residual network with --backbone")
     if config.model not in MODELS:
-        raise InputError(
-            f"--model is {config.model}, but must be one of {', '.join(MODELS)} for an authors' checkpoint"
-        )
-    net = BlockDropNet(config.model, **({"shortcut": config.shortcut} if config.shortcut else {}))
+        raise unknown_name("model of an authors' checkpoint", config.model, MODELS)
+    net = BlockDropNet(config.model, **_shortcut(config))
     if Path(config.backbone).is_dir():
         weights.load(net.resnet.net, config.backbone)
     else:
@@ -144,6 +138,10 @@ def _plain(folder: str) -> nn.Module:
     """The residual network of a model folder, of BlockDrop's own too."""
     net = weights.from_pretrained(folder)
     return net.resnet.net if isinstance(net, BlockDropNet) else net
+
+
+def _shortcut(config: BackboneConfig) -> dict[str, Any]:
+    return {} if config.shortcut is None else {"shortcut": config.shortcut}
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,17 @@ K blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from resless import models, weights
 from resless.errors import InputError, check, unknown_name
+from resless.models.resnet import ResNet, resnet
+from resless.models.torchvision_resnet import ResNet as ImageNetResNet
 from resless.models.torchvision_resnet import of_layers
 from torch import Tensor, nn
 
@@ -34,11 +38,11 @@ class SkippingResNet(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        if not hasattr(net, "blocks"):
-            name = net.spec.name if hasattr(net, "spec") else type(net).__name__
+        if not isinstance(net, ResNet | ImageNetResNet):
+            name = models.spec_of(net).name
             raise InputError(f"the backbone is {name}, but must be a network of residual blocks, such as resnet32")
         self.net = net
-        self.blocks = list(net.blocks())  # a plain list: the modules are registered in `net` already
+        self.blocks: list[Any] = list(net.blocks())  # a plain list: the modules are registered in `net` already
         # Of a block that was removed only its shortcut is left: there is nothing to decide.
         self._decided = [index for index, block in enumerate(self.blocks) if hasattr(block, "residual")]
         check(len(self._decided) > 0, "the number of residual blocks", 0, "1 or more, for a policy to decide on")
@@ -90,12 +94,13 @@ class PolicyNetwork(nn.Module):
             raise unknown_name("policy network", kind, POLICY_NETWORKS)
         self.pool = pool
         if kind == "resnet8":
-            self.features = models.create("resnet8", in_channels=in_channels, shortcut="avgpool")
-            width, self.features.linear = self.features.linear.in_features, nn.Identity()
+            self.features: nn.Module = resnet(8, num_classes=1, in_channels=in_channels, shortcut="avgpool")
+            classifier = "linear"
         else:
             self.features = of_layers("basic", (1, 1, 1, 1), num_classes=1, in_channels=in_channels)
-            width, self.features.fc = self.features.fc.in_features, nn.Identity()
-        self.logit = nn.Linear(width, num_blocks)
+            classifier = "fc"
+        self.logit = nn.Linear(getattr(self.features, classifier).in_features, num_blocks)
+        setattr(self.features, classifier, nn.Identity())
 
     def forward(self, images: Tensor) -> Tensor:
         if self.pool > 1:
@@ -136,15 +141,16 @@ class BlockDropNet(nn.Module):
         options = {**(known.options if known else {}), **options}
         num_classes = num_classes or (known.num_classes if known else 10)
         net = models.create(backbone, num_classes=num_classes, in_channels=in_channels or 3, **options)
+        spec = models.spec_of(net)
         policy = policy or (known.policy if known else "resnet8")
         pool = policy_pool or (known.policy_pool if known else 1)
         self.resnet = SkippingResNet(net)
-        self.policy = PolicyNetwork(policy, self.num_blocks, net.spec.in_channels, pool)
-        self.spec = models.Spec(
+        self.policy = PolicyNetwork(policy, self.num_blocks, spec.in_channels, pool)
+        self.spec: Any = models.Spec(
             "blockdrop",
-            net.spec.num_classes,
-            net.spec.in_channels,
-            {"backbone": net.spec.name, "backbone_options": net.spec.options, "policy": policy, "policy_pool": pool},
+            spec.num_classes,
+            spec.in_channels,
+            {"backbone": spec.name, "backbone_options": spec.options, "policy": policy, "policy_pool": pool},
         )
 
     @property
@@ -158,6 +164,17 @@ class BlockDropNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.resnet(images, self.decide(images))
+
+    def specialised(self, kept: Sequence[bool] | np.ndarray) -> nn.Module:
+        """The plain network of one policy, 0/1 [K]: dropped blocks are gone; in eval mode, a copy."""
+        backbone = models.spec_of(self.resnet.net)
+        # Counted over all blocks of the network's name, of which some may have been removed before.
+        present = backbone.options["kept_blocks"] or range(self.num_blocks)
+        left = tuple(index for index, keep in zip(present, kept, strict=True) if keep)
+        plain = models.build(replace(backbone, options={**backbone.options, "kept_blocks": left}))
+        own = self.resnet.net.state_dict()
+        plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+        return plain.eval()
 
 
 def build(

@@ -9,7 +9,6 @@ Letters: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
@@ -82,7 +81,7 @@ class ResNet(torchvision_resnet.ResNet):
     def blocks(self) -> Iterator[nn.Module]:
         """All residual blocks, and what is left of dropped ones, in order of execution."""
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            yield from cast("Iterator[nn.Module]", iter(stage))
+            yield from stage
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""
@@ -92,7 +91,8 @@ class ResNet(torchvision_resnet.ResNet):
         """Remove, in place, the residual branches of all blocks but `kept`; see `resless.models.resnet.kept_of`."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         left = kept_of(kept, stages, lambda block: DownsampleOnly(block.downsample))
-        self.layer1, self.layer2, self.layer3, self.layer4 = left
+        for name, stage in zip(("layer1", "layer2", "layer3", "layer4"), left, strict=True):
+            setattr(self, name, stage)
 
 
 def resnet(depth: int, *, num_classes: int, in_channels: int, kept_blocks: Sequence[int] | None = None) -> ResNet:

@@ -1,0 +1,101 @@
+"""Measured throughput of a network, its policy network included, beside the dense network's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from resless.latency import Speedup, compare, speedup
+from resless.report import table
+from torch import Tensor
+
+from blockdrop.costs import BlockCosts
+from blockdrop.model import BlockDropNet
+
+IMAGES = 1024
+"""Several batches are timed in a row: kernels are prepared for numbers of images, which differ from batch to batch."""
+
+
+def some(batches: Iterable[tuple[Tensor, Tensor]], count: int = IMAGES) -> Tensor:
+    """The first `count` images of some batches, [n, C, H, W], as they are normalised and laid out there."""
+    found: list[Tensor] = []
+    for images, _ in batches:
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    joined = torch.cat(found)[:count]
+    return joined.contiguous(memory_format=torch.channels_last) if _is_channels_last(found[0]) else joined
+
+
+def measure(
+    net: BlockDropNet,
+    images: Tensor,
+    batch_size: int,
+    cost: BlockCosts,
+    repeats: int,
+    executor: str = "auto",
+    choose: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Time the dense network, the masked one and the one that skips, interleaved; JSON values.
+
+    Args:
+        net: in eval mode, on the device of the images; the caller sets autocast, threads and layout.
+        images: normalised, [n, C, H, W]; timed in batches of `batch_size`.
+        cost: of one image.
+        repeats: timings of each, 2 or more.
+        executor: how blocks are skipped.
+        choose: policies of a batch in place of the policy network's, which runs all the same.
+    """
+    choose = choose or (lambda batch: net.decide(batch))
+    with torch.inference_mode():
+        kept = torch.cat([choose(batch) for batch in images.split(batch_size)]).cpu().numpy()
+
+    def batched(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+        def run(inputs: Tensor) -> None:
+            for batch in inputs.split(batch_size):
+                network(batch)
+
+        return run
+
+    runs = {
+        "dense": batched(lambda batch: net.resnet.net(batch)),
+        "masked": batched(lambda batch: net.resnet(batch, choose(batch), "masked")),
+        "skipping": batched(lambda batch: net.resnet(batch, choose(batch), executor)),
+    }
+    timings = compare(runs, images, repeats=repeats, warmup=1)
+    found = speedup(timings["dense"], timings["skipping"])
+    ideal = cost.dense / float(cost.per_image(kept).mean())
+    return {
+        "batch_size": batch_size,
+        "images": len(images),
+        "environment": timings["dense"].environment | {"batch_size": batch_size},
+        "images_per_second": {name: 1000 * len(images) / timing.median_ms for name, timing in timings.items()},
+        "speedup": vars(found),
+        "masked_speedup": vars(speedup(timings["dense"], timings["masked"])),
+        "ideal_speedup": ideal,
+        "share_of_ideal": found.median / ideal,
+        "blocks_used": float(np.mean(kept.sum(axis=1))),
+    }
+
+
+def show(timed: dict[str, Any]) -> None:
+    """Print a measurement."""
+    names = {"dense": "dense", "masked": "masked: all blocks computed", "skipping": "skipping, policy network included"}
+    ratios = {"dense": Speedup(1, 1, 1), "masked": Speedup(**timed["masked_speedup"])}
+    ratios["skipping"] = Speedup(**timed["speedup"])
+    rows = [
+        [names[name], f"{rate:,.0f}", f"{ratios[name].median:.2f} ({ratios[name].q25:.2f}-{ratios[name].q75:.2f})"]
+        for name, rate in timed["images_per_second"].items()
+    ]
+    environment = timed["environment"]
+    title = f"{environment['device']}, {environment['threads']} threads, batch {timed['batch_size']}"
+    table(title, ["network", "images/s", "speed-up, median (quartiles)"], rows)
+    print(
+        f"by MACs it could be {timed['ideal_speedup']:.2f}: {100 * timed['share_of_ideal']:.0f} % of that is measured"
+    )
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
