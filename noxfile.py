@@ -27,6 +27,10 @@ DEMO = [
     "deephoyer-prune --recipe smoke --model runs/demo/sparse/model --run-dir runs/demo/pruned",
     "deephoyer-compact --model runs/demo/pruned/model --output runs/demo/small",
     "deephoyer-eval --model runs/demo/small",
+    "resless-train --recipe smoke_resnet --run-dir runs/demo/resnet",
+    "blockdrop-train --recipe smoke --backbone runs/demo/resnet/model --run-dir runs/demo/policy",
+    "blockdrop-finetune --recipe smoke --pretrained runs/demo/policy/model --run-dir runs/demo/blockdrop",
+    "blockdrop-eval --model runs/demo/blockdrop/model --specialise runs/demo/one-policy",
 ]
 
 BENCHMARKS = ["benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py", "benchmarks/speed.py"]
@@ -62,7 +66,7 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Train, prune, compact and evaluate on real images in a minute, into a fresh runs/demo."""
+    """Every method on real images in two minutes, into a fresh runs/demo."""
     install(session, PAPERS)
     shutil.rmtree(ROOT / "runs" / "demo", ignore_errors=True)
     for command in DEMO:

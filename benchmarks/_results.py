@@ -20,11 +20,20 @@ def write(name: str, content: dict[str, Any]) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", device_name("cpu").lower()).strip("-")
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
     facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
-    record = {**facts, "environment": environment(FOLDER, "cpu"), **content}
+    record = without_folders({**facts, "environment": environment(FOLDER, "cpu"), **content})
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path
+
+
+def without_folders(value: Any) -> Any:
+    """The same JSON values, of paths only the last part: where a machine keeps its files tells nobody anything."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def peak_rss_mib() -> int:

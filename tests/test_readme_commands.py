@@ -7,13 +7,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+from blockdrop import config as blockdrop_configs
+from blockdrop import recipes as blockdrop_recipes
 from deephoyer import config as deephoyer_configs
 from deephoyer import recipes as deephoyer_recipes
 from resless import config, recipes
 from resless.cli import parse
 
 ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", ROOT / "shared" / "README.md", ROOT / "packages" / "deephoyer" / "README.md"]
+READMES = [
+    *(ROOT / "README.md", ROOT / "shared" / "README.md"),
+    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop")),
+]
 SCRIPTS = {
     "resless-train": (config.TrainConfig, recipes.TRAIN),
     "resless-eval": (config.EvalConfig, {}),
@@ -21,6 +26,10 @@ SCRIPTS = {
     "deephoyer-prune": (deephoyer_configs.PruneConfig, deephoyer_recipes.PRUNE),
     "deephoyer-compact": (deephoyer_configs.CompactConfig, {}),
     "deephoyer-eval": (deephoyer_configs.EvalConfig, {}),
+    "blockdrop-train": (blockdrop_configs.TrainConfig, blockdrop_recipes.TRAIN),
+    "blockdrop-finetune": (blockdrop_configs.FinetuneConfig, blockdrop_recipes.FINETUNE),
+    "blockdrop-eval": (blockdrop_configs.EvalConfig, blockdrop_recipes.EVAL),
+    "blockdrop-plot": (blockdrop_configs.PlotConfig, {}),
 }
 
 

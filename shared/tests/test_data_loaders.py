@@ -190,6 +190,19 @@ class TestEvalBatches:
         assert [labels.tolist() for _ in range(2) for _, labels in loader] == [[4, 2, 9], [4, 2, 9]]
         assert list(EvalBatches(make(), 20, mean=MEAN, std=STD, indices=torch.tensor([], dtype=torch.int64))) == []
 
+    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    def test_order_says_which_images_come(self, world_size):
+        chosen = torch.tensor([4, 49, 2, 9, 30, 11, 0])
+        for rank in range(world_size):
+            shard = {"rank": rank, "world_size": world_size}
+            loader = EvalBatches(make(), 3, mean=MEAN, std=STD, indices=chosen, **shard)
+            assert loader.order.dtype == torch.int64
+            # The label of an image is its index.
+            assert loader.order.tolist() == [int(label) for _, labels in loader for label in labels]
+        nothing = EvalBatches(make(), 3, mean=MEAN, std=STD, indices=torch.tensor([], dtype=torch.int64))
+        assert nothing.order.dtype == torch.int64
+        assert nothing.order.tolist() == []
+
 
 def test_digits_from_load_to_batch():
     data = load("digits")

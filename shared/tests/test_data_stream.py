@@ -105,6 +105,29 @@ def test_evaluation_sees_every_image_once_in_order(tree, world_size):
     assert world_size > 1 or all(torch.equal(image, other) for image, other in zip(seen, expected, strict=True))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_order_says_which_images_come(tree, world_size):
+    samples, chosen = open_samples(str(tree)), torch.tensor([4, 21, 2, 9, 0, 11, 20])
+    transform = eval_transform(8, 8)
+    options = {"mean": (0, 0, 0), "std": (1, 1, 1), "transform": transform, "num_workers": 0, "indices": chosen}
+    seen = []
+    for rank in range(world_size):
+        loader = StreamEvalBatches(samples, 3, rank=rank, world_size=world_size, **options)
+        order = loader.order
+        assert order.dtype == torch.int64
+        seen += order.tolist()
+        found = list(loader)
+        assert torch.cat([labels for _, labels in found]).tolist() == samples.labels[order.numpy()].tolist()
+        images = (torch.cat([images for images, _ in found]) * 255).round().byte()
+        expected = torch.stack([(transform(torch.from_numpy(samples.image(index)))) for index in order.tolist()])
+        assert torch.equal(images, expected)
+    assert sorted(seen) == sorted(chosen.tolist())
+    assert world_size > 1 or seen == chosen.tolist()
+    nothing = StreamEvalBatches(samples, 3, **(options | {"indices": chosen[:0]}))
+    assert nothing.order.dtype == torch.int64
+    assert len(nothing.order) == 0
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_truncated_file_is_named_in_one_sentence(tree, tmp_path, num_workers):
     shutil.copytree(tree, tmp_path / "tree")

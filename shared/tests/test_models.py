@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from resless import models
+import torchvision
+from resless import models, weights
 from resless.errors import InputError
 from resless.models import options
-from resless.models.resnet import AvgPoolShortcut, SubsampleShortcut
+from resless.models.resnet import AvgPoolShortcut, ShortcutOnly, SubsampleShortcut
+from resless.models.torchvision_resnet import DownsampleOnly, of_layers
 from resless.testing import assert_every_parameter_gets_gradient
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -99,6 +103,59 @@ def test_a_network_for_images_takes_their_classes_channels_and_size() -> None:
     assert (resnet.spec.num_classes, resnet.spec.in_channels, resnet.spec.options["shortcut"]) == (7, 1, "avgpool")
     with pytest.raises(InputError, match="unknown option of lenet_300_100 'shortcut'"):
         models.create_for("lenet_300_100", images, shortcut="conv")
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution that adds a network."""
+    info = tmp_path / "added-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{models.ENTRY_POINTS}]\nadded_net = added_module:build\n")
+    (tmp_path / "added_module.py").write_text(
+        "from torch import nn\n"
+        "def build(*, num_classes, in_channels, width, options=None, deep=False):\n"
+        "    return nn.Linear(in_channels * width, num_classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "added_module", raising=False)
+
+
+@pytest.mark.usefixtures("added")
+def test_other_distributions_add_networks() -> None:
+    model = models.create("added_net", num_classes=7, width=2, options={"kept": [1, [2]], "name": None})
+    assert isinstance(model, nn.Linear)
+    assert (model.in_features, model.out_features) == (6, 7)
+    options = {"width": 2, "options": {"kept": (1, (2,)), "name": None}, "deep": False}
+    assert model.spec == models.Spec("added_net", 7, 3, options)
+    # As from JSON, where tuples are lists.
+    again = models.Spec("added_net", 7, 3, options | {"options": {"kept": [1, [2]], "name": None}})
+    assert models.build(again).spec == model.spec
+    assert "added_net" not in models.names()
+
+
+@pytest.mark.usefixtures("added")
+def test_an_added_networks_options_are_checked_as_well() -> None:
+    with pytest.raises(InputError, match=r"^added_net cannot be built without the option width$"):
+        models.create("added_net")
+    with pytest.raises(InputError, match="unknown option of added_net 'wide'"):
+        models.create("added_net", width=2, wide=True)
+    with pytest.raises(InputError, match="num_classes is 0"):
+        models.create("added_net", num_classes=0, width=2)
+
+
+@pytest.mark.usefixtures("added")
+def test_a_model_folder_of_an_added_network_is_loaded(tmp_path: Path) -> None:
+    model = models.create("added_net", width=2, options={"kept": [1, [2]]})
+    weights.save_pretrained(model, tmp_path / "model")
+    loaded = weights.from_pretrained(tmp_path / "model")
+    assert loaded.spec == model.spec
+    assert torch.equal(loaded.weight, model.weight)
+
+
+def test_without_its_distribution_an_added_network_is_unknown() -> None:
+    with pytest.raises(InputError, match="unknown model 'added_net'"):
+        models.create("added_net")
 
 
 # --- ResNets
@@ -202,6 +259,167 @@ def test_unknown_shortcut_and_block_are_refused() -> None:
         models.create("resnet20", shortcut=1)
     with pytest.raises(InputError, match="unknown block 'wide'"):
         models.create("resnet20", block="wide")
+
+
+# --- ResNets without some of their blocks
+
+
+def skipping(model: nn.Module, x: Tensor, kept: Sequence[int]) -> Tensor:
+    """The whole network, of whose blocks only `kept` add their residual."""
+    x = model.stem(x)
+    for index, block in enumerate(model.blocks()):
+        x = (block.shortcut(x) + block.residual(x)).clamp(min=0) if index in kept else block.shortcut(x)
+    return model.head(x)
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (1, 2), (0, 3, 5), (2, 4), tuple(range(6))], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet14", {"shortcut": "conv"}),
+        ("resnet14", {"shortcut": "subsample"}),
+        ("resnet14", {"shortcut": "avgpool"}),
+        ("resnet20", {"block": "bottleneck"}),
+    ],
+    ids=["conv", "subsample", "avgpool", "bottleneck"],
+)
+def test_kept_blocks_are_those_of_the_full_network(name: str, options: dict[str, str], kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    full, small = models.create(name, **options), models.create(name, **options, kept_blocks=list(kept))
+    images = torch.randn(3, 3, 9, 9)
+    with torch.no_grad():
+        full(images)
+        full.eval()
+        small.eval().load_state_dict({key: full.state_dict()[key] for key in small.state_dict()})
+        torch.testing.assert_close(small(images), skipping(full, images, kept))
+    assert small.spec.options["kept_blocks"] == kept
+    assert sum(hasattr(block, "residual") for block in small.blocks()) == len(kept)
+    left = [block for block in small.blocks() if not hasattr(block, "residual")]
+    assert all(isinstance(block, ShortcutOnly) and not isinstance(block.shortcut, nn.Identity) for block in left)
+    again = models.build(small.spec)
+    assert list(again.state_dict()) == list(small.state_dict())
+
+
+def test_all_blocks_kept_is_the_plain_network() -> None:
+    full, same = models.create("resnet8"), models.create("resnet8", kept_blocks=(0, 1, 2))
+    assert full.spec.options["kept_blocks"] is None
+    assert list(same.state_dict()) == list(full.state_dict())
+    assert not any(isinstance(block, ShortcutOnly) for block in same.blocks())
+
+
+def test_blocks_that_stay_keep_their_names() -> None:
+    model = models.create("resnet14", kept_blocks=(1, 4))
+    assert [name for name, _ in model.layer1.named_children()] == ["1"]
+    assert [name for name, _ in model.layer2.named_children()] == ["0"]
+    assert [name for name, _ in model.layer3.named_children()] == ["0"]
+    assert [key for key in model.state_dict() if key.startswith("layer2")] == [
+        f"layer2.0.shortcut.{key}"
+        for key in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked")
+    ]
+
+
+def test_a_dropped_block_has_no_relu() -> None:
+    model = models.create("resnet8", shortcut="conv", kept_blocks=(0, 2)).eval()
+    x = torch.randn(1, 16, 4, 4)
+    found = model.layer2(x)
+    torch.testing.assert_close(found, model.layer2[0].shortcut(x))
+    assert found.min() < 0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (3, "kept_blocks must be"),
+        ("", "kept_blocks must be"),
+        ("01", "kept_blocks must be"),
+        ({}, "kept_blocks must be"),
+        ([8], r"kept_blocks\[0\] is 8, but must be a whole number in 0\.\.[27]$"),
+        ([-1], r"kept_blocks\[0\] is -1"),
+        ([1, 1], r"kept_blocks\[1\] is 1, but must be greater than the index before it, 1"),
+        ([1, 0], r"kept_blocks\[1\] is 0"),
+        ([True], r"kept_blocks\[0\] is True"),
+        ([0.0], r"kept_blocks\[0\] is 0\.0"),
+    ],
+)
+def test_kept_blocks_out_of_range_are_refused(name: str, kept: object, message: str) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match=message):
+        models.create(name, kept_blocks=kept)
+
+
+# --- torchvision's ResNets
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_torchvisions_networks_are_named_and_shaped_as_theirs(depth: int) -> None:
+    with torch.device("meta"):
+        own = models.create(f"torchvision/resnet{depth}", num_classes=1000)
+        theirs = getattr(torchvision.models, f"resnet{depth}")()
+    assert [(key, tensor.shape) for key, tensor in own.state_dict().items()] == [
+        (key, tensor.shape) for key, tensor in theirs.state_dict().items()
+    ]
+    # Layers of a residual branch, with stem and classifier, give the network its name.
+    layers = [2 if depth < 50 else 3 for _ in own.blocks()]
+    assert sum(layers) + 2 == depth
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvisions_networks_compute_the_same(depth: int) -> None:
+    torch.manual_seed(0)
+    own = models.create(f"torchvision/resnet{depth}", num_classes=10)
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
+    images = torch.randn(3, 3, 40, 40)
+    with torch.no_grad():
+        theirs(images)  # running statistics that are not the initial ones
+        own.load_state_dict(theirs.state_dict())
+        assert torch.equal(own(images), theirs(images)), "in training mode"
+        own, theirs = own.eval(), theirs.eval()
+        assert torch.equal(own(images), theirs(images))
+        x = own.stem(images)
+        for block in own.blocks():
+            out = block(x)
+            torch.testing.assert_close(out, (block.shortcut(x) + block.residual(x)).clamp(min=0))
+            x = out
+        torch.testing.assert_close(own.head(x), theirs(images))
+
+
+def test_torchvisions_networks_start_as_theirs_and_train_every_parameter() -> None:
+    torch.manual_seed(0)
+    own = models.create("torchvision/resnet18", num_classes=10)
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10)
+    assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in own.state_dict().items())
+    logits = own(torch.randn(4, 3, 40, 40))
+    assert_every_parameter_gets_gradient(own, F.cross_entropy(logits, torch.tensor([0, 1, 2, 3])))
+
+
+@pytest.mark.parametrize("kept", [(), (1, 2), (0, 1, 3), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_kept_blocks_are_those_of_torchvisions_network(kind: str, kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    size = {"num_classes": 10, "in_channels": 3}
+    full = of_layers(kind, (1, 1, 1, 1), **size)
+    small = of_layers(kind, (1, 1, 1, 1), **size, kept_blocks=kept)
+    images = torch.randn(3, 3, 33, 33)
+    with torch.no_grad():
+        full(images)
+        full.eval()
+        small.eval().load_state_dict({key: full.state_dict()[key] for key in small.state_dict()})
+        torch.testing.assert_close(small(images), skipping(full, images, kept))
+    # Only where ResNet-18's first stage begins does the shortcut change nothing.
+    removed = set(range(4)) - set(kept) - ({0} if kind == "basic" else set())
+    assert sum(isinstance(block, DownsampleOnly) for block in small.blocks()) == len(removed)
+
+
+def test_torchvisions_networks_take_colour_only() -> None:
+    with pytest.raises(InputError, match="in_channels is 1, but must be 3 for torchvision's networks"):
+        models.create("torchvision/resnet18", in_channels=1)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet20", "torchvision/resnet", "torchvision/resnet18\n", "resnet/18"])
+def test_other_names_of_torchvisions_are_unknown(name: str) -> None:
+    with pytest.raises(InputError, match="unknown model"):
+        models.check_name(name)
 
 
 # --- LeNets

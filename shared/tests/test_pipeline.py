@@ -87,6 +87,33 @@ def test_the_preprocessing_of_another_network_can_be_given():
     torch.testing.assert_close(images, data.test.images.float() / 255)
 
 
+def test_a_trained_networks_preprocessing_takes_the_place_of_the_data_sets():
+    data = Pipeline(DataConfig(holdout=0.2), 0, Shards(), {"mean": (0.1,), "std": [0.2], "image_size": 99})
+    assert data.preprocessing == {"image_size": 8, "mean": [0.1], "std": [0.2]}
+    own = data.train.images[data.split[1]].float() / 255
+    images = torch.cat([images for images, _ in data.held_out()])
+    torch.testing.assert_close(images, (own - 0.1) / 0.2)
+    known = torch.cat([images for images, _ in pipeline(holdout=0.2).training(64).epoch(0)])
+    trained = torch.cat([images for images, _ in data.training(64).epoch(0)])
+    torch.testing.assert_close(trained, (known * 0.3760 + 0.3056 - 0.1) / 0.2, rtol=1e-4, atol=1e-5)
+    asked, _ = next(iter(data.evaluation(data.test, preprocessing={"mean": [0.0], "std": [1.0]})))
+    torch.testing.assert_close(asked, data.test.images.float() / 255)
+
+
+@pytest.mark.parametrize("given", [None, {}, {"image_size": 8}, {"mean": [0.1]}])
+def test_preprocessing_without_statistics_leaves_the_data_sets(given):
+    data = Pipeline(DataConfig(), 0, Shards(), given)
+    assert data.preprocessing == pipeline().preprocessing
+
+
+def test_preprocessing_for_other_channels_is_refused():
+    data = Pipeline(DataConfig(), 0, Shards(), {"mean": [0.1] * 3, "std": [0.2] * 3})
+    with pytest.raises(
+        InputError, match=r"mean is \(0\.1, 0\.1, 0\.1\), but must be one number for each of 1 channels"
+    ):
+        data.training(64)
+
+
 def test_shards_are_those_of_the_accelerator():
     used = accelerator("no")
     assert Shards.of(used, channels_last=True) == Shards(used.device, 0, 1, True)

@@ -326,6 +326,84 @@ def test_unmatched_keys_and_shapes_are_named_and_change_nothing(tmp_path: Path) 
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+def test_the_content_of_a_checkpoint_can_be_read_and_loaded_in_parts(tmp_path: Path) -> None:
+    source, other = trained_resnet(), small_lenet()
+    parts = {"resnet": wrapped(source.state_dict()), "agent": other.state_dict(), "epoch": 3}
+    torch.save(parts, tmp_path / "both.t7")
+    content = weights.read_checkpoint(tmp_path / "both.t7")
+    assert content.keys() == {"resnet", "agent", "epoch"}
+    assert content["epoch"] == 3
+    state = weights.unwrapped(content["resnet"], "both.t7, resnet")
+    assert state.keys() == source.state_dict().keys(), "without module. and what is around it"
+    target = models.create("resnet8")
+    weights.load_state(target, state, "both.t7, resnet")
+    assert_equal_states(target, source)
+    lenet = small_lenet()
+    weights.load_state(lenet, content["agent"], "both.t7, agent", {"fc1.weight": "fc1.weight"})
+    assert_equal_states(lenet, other)
+
+
+def test_loading_a_state_leaves_it_as_it_is_and_names_its_source() -> None:
+    source, target = trained_resnet(), models.create("resnet8")
+    state = in_double(without_counters(wrapped(source.state_dict())["state_dict"]))
+    before = dict(state)
+    weights.load_state(target, state, "somewhere")
+    assert state == before
+    assert target.bn1.num_batches_tracked == 0
+    assert torch.equal(target.bn1.running_mean, source.bn1.running_mean)
+    unchanged = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    for change, key_map, message in [
+        ({"extra": torch.zeros(1)}, None, "^part 2 does not match the network: it has extra, unknown to the network$"),
+        ({}, {"tail": None}, "^part 2 does not hold tail, named in the key map$"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            weights.load_state(target, source.state_dict() | change, "part 2", key_map)
+    assert all(torch.equal(tensor, unchanged[key]) for key, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3}, "^part 2 holds no state dict that can be told apart: its keys are epoch, but"),
+        ({"net": {}, "model": {}}, "its keys are net, model, but"),
+        (torch.zeros(1), "^part 2 holds a Tensor, but a dict of tensors is needed$"),
+        (3, "^part 2 holds a int"),
+    ],
+)
+def test_what_holds_no_state_dict_is_refused_by_its_source(content: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        weights.unwrapped(content, "part 2")
+
+
+def test_prefixes_are_dropped_from_all_keys_or_none() -> None:
+    tensor = torch.zeros(1)
+    assert weights.unwrapped({"module.a": tensor, "module.b": tensor}, "x").keys() == {"a", "b"}
+    assert weights.unwrapped({"module.a": tensor, "b": tensor}, "x").keys() == {"module.a", "b"}
+
+
+@pytest.mark.parametrize("place", ["model", "model/model.safetensors"])
+def test_a_model_folder_can_be_read_as_a_checkpoint(place: str, tmp_path: Path) -> None:
+    source = trained_resnet()
+    weights.save_pretrained(source, tmp_path / "model")
+    content = weights.read_checkpoint(tmp_path / place)
+    assert content.keys() == source.state_dict().keys()
+    assert all(torch.equal(content[key], tensor) for key, tensor in source.state_dict().items())
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no file .*nowhere\.pt"):
+        weights.read_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(InputError, match=r"there is no file .*model\.safetensors"):
+        weights.read_checkpoint(tmp_path)
+    torch.save({"agent": Attack(tmp_path / "executed")}, tmp_path / "evil.t7")
+    with pytest.raises(InputError, match=r"evil\.t7 is damaged, or holds Python objects other than tensors"):
+        weights.read_checkpoint(tmp_path / "evil.t7")
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match=r"a\.safetensors is not a readable safetensors file"):
+        weights.read_checkpoint(tmp_path / "a.safetensors")
+    assert not (tmp_path / "executed").exists()
+
+
 class Attack:
     """Unpickled without care, this would write a file."""
 

@@ -39,13 +39,14 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     """An empty picture and its axes, sizes in inches; drawn without a display and without global state."""
-    drawing = _canvas(width, height)
+    drawing = canvas(width, height)
     axes = drawing.add_subplot()
     style(axes)
     return drawing, axes
 
 
-def _canvas(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """A picture without axes yet, laid out so that nothing overlaps; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since a run starts a second sooner without
     from matplotlib.figure import Figure
 
@@ -78,7 +79,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     names = {name: None for record in records for name in record}  # in order of appearance
     losses = [name for name in names if name.endswith("loss")]
     accuracies = [name for name in names if name.endswith(("accuracy", "top1"))]
-    drawing = _canvas(9, 3.6)
+    drawing = canvas(9, 3.6)
     for axes, group, label in zip(drawing.subplots(1, 2), (losses, accuracies), ("loss", "accuracy"), strict=True):
         style(axes)
         for name in group:
@@ -98,7 +99,7 @@ def histogram(
 
     Exact zeros have no logarithm; their number stands in the row's corner.
     """
-    drawing = _canvas(7, 1.2 + 1.3 * len(values))
+    drawing = canvas(7, 1.2 + 1.3 * len(values))
     rows = np.atleast_1d(drawing.subplots(len(values), 1, sharex=True))
     for axes, (name, layer) in zip(rows, values.items(), strict=True):
         style(axes)

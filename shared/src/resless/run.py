@@ -110,6 +110,11 @@ class Run:
         self._progress: ProgressReport | None = None
         self._lock: Any = None
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the epochs that are done, as in `metrics.jsonl`."""
+        return list(self._history)
+
     # -- before the loop
 
     @property

@@ -123,7 +123,8 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     try:
         expected = _blank(spec)
     except InputError as error:
-        raise InputError(f"{folder / CONFIG_NAME}: {error}") from error
+        hint = "" if models.is_known(spec.name) else "; if it comes with another package, install that"
+        raise InputError(f"{folder / CONFIG_NAME}: {error}{hint}") from error
     path = folder / TENSORS_NAME
     _check_match(expected, _safetensors_signature(path), str(path))
     with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers

@@ -15,7 +15,7 @@ from resless import weights
 from resless.data.loaders import EvalBatches
 from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
 from resless.data.stream import StreamEvalBatches
-from resless.errors import check
+from resless.errors import InputError, check
 from resless.evaluate import average_buffers
 from resless.files import write_text
 from resless.report import table
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from blockdrop import costs, loading, speed
 from blockdrop.analyse import Decisions, collapse, digits, keep_rates, policies
-from blockdrop.config import EvalConfig
+from blockdrop.config import MODELS, EvalConfig
 from blockdrop.costs import PAPER_UNITS, BlockCosts
 from blockdrop.model import BlockDropNet, SkippingResNet
-from blockdrop.plot import draw
+from blockdrop.plot import draw, draw_rewards
 
 Choose = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] -> policies, bool [N, K]."""
@@ -160,8 +160,8 @@ def paper_lines(result: dict[str, Any]) -> str:
     )
 
 
-def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]]) -> None:
-    """The paper's lines, the same in MACs, and the controls."""
+def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]], split: str = "test") -> None:
+    """The paper's lines, the same in MACs, and the controls, for the images of a split."""
     print(paper_lines(result))
     print(
         f"    (FLOPs are the paper's, 2 x MACs. MACs/img: {result['macs']:,.0f}, of which policy network "
@@ -184,7 +184,7 @@ def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]]) -> 
         ]
         for name, line in lines.items()
     ]
-    table("test images", ["blocks chosen by", "top-1 %", "blocks", "MACs", "of dense"], rows)
+    table(f"{split} images", ["blocks chosen by", "top-1 %", "blocks", "MACs", "of dense"], rows)
     if result["collapse"]:
         print(f"warning: the policies have collapsed: {result['collapse']}")
 
@@ -194,14 +194,15 @@ def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet
     batches = data.evaluation(data.test)
     cost = costs.count(net, data.example)
     found = decisions(net, batches, run.accelerator)
-    result = summary(found, cost)
+    result = summary(found, cost) | {"stages": net.resnet.stages}
     others = controls(net, batches, run.accelerator, found, cost, seed=run.settings.seed, dense=dense)
     if run.accelerator.is_main_process:
         found.save(run.folder / "policies.npz")
         print_summary(result, others)
-    return run.finish(
+    record = result | {"controls": others}
+    folder = run.finish(
         net,
-        metrics=result | {"controls": others},
+        metrics=record,
         preprocessing=data.preprocessing,
         example=data.example,
         description=(
@@ -210,12 +211,20 @@ def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet
             f"{result['dense_macs']:,}."
         ),
     )
+    if run.accelerator.is_main_process:
+        draw(found, data.test, run.folder, record)
+        draw_rewards(run.history, run.folder / "rewards.png")
+    return folder
 
 
 def main(config: EvalConfig) -> dict[str, Any]:
     """What `blockdrop-eval` does: print, draw and write what a network's policies give; returns the JSON values."""
     accelerator = new_accelerator(config.mixed_precision)
+    if config.load is None and config.model in MODELS and not Path(config.model).exists():
+        raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
     net, preprocessing = loading.trained(config, config.load or config.model)
+    if config.specialise is not None:
+        check_specialise(config, net.num_blocks)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(as_trained(config.data, preprocessing), config.seed, shards, preprocessing)
     images = data.train if config.split == "train" else data.test
@@ -226,10 +235,10 @@ def main(config: EvalConfig) -> dict[str, Any]:
     batches = data.evaluation(images, config.batch_size)
     cost = costs.count(net, torch.zeros(1, *images.image_shape))
     found = decisions(net, batches, accelerator, executor=config.executor)
-    result = summary(found, cost)
+    result = summary(found, cost) | {"stages": net.resnet.stages}
     others = controls(net, batches, accelerator, found, cost, seed=config.seed) if config.controls else {}
     if accelerator.is_main_process:
-        print_summary(result, others)
+        print_summary(result, others, config.split)
         record = result | {"controls": others}
         if config.repeats:
             with accelerator.autocast():
@@ -248,14 +257,26 @@ def main(config: EvalConfig) -> dict[str, Any]:
     return result
 
 
+def check_specialise(config: EvalConfig, num_blocks: int) -> None:
+    """Refuse what `specialise` could not do, before the evaluation whose result would be lost with it."""
+    assert config.specialise is not None
+    if config.policy is not None:
+        length = len(config.policy)
+        check(length == num_blocks, "--policy", config.policy, f"{num_blocks} digits, not {length}")
+    folder = Path(config.specialise)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not config.overwrite:
+        raise InputError(f"{folder} exists: choose another folder for --specialise, or replace it with --overwrite")
+    weights.read_config(folder)  # refuses what is no model folder
+
+
 def specialise(
     net: BlockDropNet, config: EvalConfig, most_frequent: np.ndarray, preprocessing: dict[str, Any], example: Tensor
 ) -> None:
     """Write the plain network of one policy as a model folder, and say what it costs."""
     kept = most_frequent
     if config.policy is not None:
-        length = len(config.policy)
-        check(length == net.num_blocks, "--policy", config.policy, f"{net.num_blocks} digits, not {length}")
         kept = np.array([digit == "1" for digit in config.policy])
     plain = net.specialised(kept).cpu()
     assert config.specialise is not None

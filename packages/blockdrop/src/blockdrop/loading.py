@@ -47,19 +47,12 @@ def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any
         fits = (known.num_classes, 3) == (images.num_classes, images.image_shape[0])
         found = f"{images.num_classes} classes in {images.image_shape[0]} channels"
         check(fits, "the data set", found, f"{known.num_classes} classes in 3 channels for {config.model}")
-    size = {"num_classes": images.num_classes, "in_channels": images.image_shape[0], **policy}
     if Path(config.backbone).is_dir():
-        backbone = _plain(config.backbone)
-        spec = models.spec_of(backbone)
-        _check_folder(config, spec, known)
-        if known is not None:  # a network of the same depth under another name has the same policy network
-            size = {"policy": known.policy, "policy_pool": known.policy_pool} | _given(size)
-        net = BlockDropNet(spec.name, **{**size, **spec.options})
-        _check_blocks(config, net, known)
-        check_size(backbone, spec, images)
-        net.resnet.net.load_state_dict(backbone.state_dict())
+        net = _from_folder(config, config.backbone, policy)
+        check_size(net.spec, images)
         return net
-    net = BlockDropNet(config.model, **size, **_shortcut(config))
+    size = {"num_classes": images.num_classes, "in_channels": images.image_shape[0]}
+    net = BlockDropNet(config.model, **{**size, **policy, **_shortcut(config)})
     load_backbone(net.resnet.net, config.backbone)
     return net
 
@@ -118,26 +111,37 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         raise InputError(f"{source} holds only the policy network: give the residual network with --backbone")
     if config.model not in MODELS:
         raise unknown_name("model of an authors' checkpoint", config.model, MODELS)
-    net = BlockDropNet(config.model, **_shortcut(config))
     if Path(config.backbone).is_dir():
-        weights.load(net.resnet.net, config.backbone)
+        net = _from_folder(config, config.backbone, {})
     else:
+        net = BlockDropNet(config.model, **_shortcut(config))
         load_backbone(net.resnet.net, config.backbone)
     load_agent(net, content["agent"], f"{source}, agent")
     return net.eval(), preprocessing(config)
 
 
-def check_size(backbone: nn.Module, spec: models.Spec, images: Images | Stream) -> None:
+def check_size(spec: models.Spec, images: Images | Stream) -> None:
     """Raise InputError unless a backbone knows as many classes and channels as the images have."""
     found = f"{images.num_classes} classes in {images.image_shape[0]} channels"
     fits = (spec.num_classes, spec.in_channels) == (images.num_classes, images.image_shape[0])
     check(fits, "the data set", found, f"{spec.num_classes} classes in {spec.in_channels} channels, as the backbone's")
 
 
-def _plain(folder: str) -> nn.Module:
-    """The residual network of a model folder, of BlockDrop's own too."""
-    net = weights.from_pretrained(folder)
-    return net.resnet.net if isinstance(net, BlockDropNet) else net
+def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) -> BlockDropNet:
+    """The residual network of a model folder, of BlockDrop's own too, and a fresh policy network."""
+    known = MODELS.get(config.model)
+    backbone = weights.from_pretrained(folder)
+    if isinstance(backbone, BlockDropNet):
+        backbone = backbone.resnet.net
+    spec = models.spec_of(backbone)
+    _check_folder(config, spec, known)
+    options: dict[str, Any] = {"num_classes": spec.num_classes, "in_channels": spec.in_channels, **spec.options}
+    if known is not None:
+        options |= {"policy": known.policy, "policy_pool": known.policy_pool}
+    net = BlockDropNet(spec.name, **(options | _given(policy)))
+    _check_blocks(config, net, known)
+    net.resnet.net.load_state_dict(backbone.state_dict())
+    return net
 
 
 def _shortcut(config: BackboneConfig) -> dict[str, Any]:
@@ -159,11 +163,14 @@ def _check_folder(config: BackboneConfig, spec: models.Spec, known: Model | None
 def _check_blocks(config: BackboneConfig, net: BlockDropNet, known: Model | None, source: str | None = None) -> None:
     if known is None:
         return
-    blocks = BLOCKS[config.model]
-    source = source or config.backbone
-    name = net.spec.options["backbone"]
-    if net.num_blocks != blocks:
-        raise InputError(f"{source} holds a {name} of {net.num_blocks} blocks, but {config.model} has {blocks}")
+    # R110 and ResNet-164 both have 54 blocks: the name counts too.
+    found = (net.spec.options["backbone"], net.num_blocks, net.spec.num_classes)
+    wanted = (known.backbone, BLOCKS[config.model], known.num_classes)
+    if found != wanted:
+        phrase = "a {} of {} blocks for {} classes"
+        raise InputError(
+            f"{source or config.backbone} holds {phrase.format(*found)}, but {config.model} is {phrase.format(*wanted)}"
+        )
 
 
 BLOCKS = {"R32_C10": 15, "R110_C10": 54, "R32_C100": 15, "R110_C100": 54, "R101_ImgNet": 33}

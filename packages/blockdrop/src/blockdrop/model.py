@@ -52,6 +52,13 @@ class SkippingResNet(nn.Module):
         """K."""
         return len(self._decided)
 
+    @property
+    def stages(self) -> list[int]:
+        """Blocks that are decided in each stage; they add up to K."""
+        layers = (getattr(self.net, name, ()) for name in ("layer1", "layer2", "layer3", "layer4"))
+        counts = (sum(hasattr(block, "residual") for block in layer) for layer in layers)
+        return [count for count in counts if count]
+
     def forward(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
         """Logits [N, num_classes] of images [N, C, H, W] under policies, 0/1 [N, K]; see `execute.run`."""
         return self.net.head(self._run(self.net.stem(images), policy, executor, first=0))
@@ -69,12 +76,13 @@ class SkippingResNet(nn.Module):
     def _run(self, x: Tensor, policy: Tensor, executor: str, first: int) -> Tensor:
         """All blocks from block `first` on; `policy` has a column for each of these that is decided."""
         blocks = self.blocks[first:]
-        if len(self._decided) < len(self.blocks) and policy.dim() == 2:
-            columns = [index - first for index in self._decided if index >= first]
-            if policy.shape[1] == len(columns):  # a policy of another shape is refused, with its own shape, below
-                policy = policy.new_zeros(len(policy), len(blocks)).index_copy(
-                    1, torch.tensor(columns, device=policy.device), policy
-                )
+        columns = [index - first for index in self._decided if index >= first]
+        if len(columns) < len(blocks):
+            if policy.shape != (len(x), len(columns)):  # execute.run would name the number of all blocks
+                wanted = f"[{len(x)}, {len(columns)}]: an image a row, a block a column"
+                raise InputError(f"the policy is {list(policy.shape)}, but must be {wanted}")
+            all_blocks = policy.new_zeros(len(policy), len(blocks))
+            policy = all_blocks.index_copy(1, torch.tensor(columns, device=policy.device), policy)
         return execute.run(blocks, x, policy, executor)
 
 
@@ -139,8 +147,10 @@ class BlockDropNet(nn.Module):
         known = MODELS.get(name)
         backbone = known.backbone if known else name
         options = {**(known.options if known else {}), **options}
-        num_classes = num_classes or (known.num_classes if known else 10)
-        net = models.create(backbone, num_classes=num_classes, in_channels=in_channels or 3, **options)
+        if num_classes is None:
+            num_classes = known.num_classes if known else 10
+        in_channels = 3 if in_channels is None else in_channels
+        net = models.create(backbone, num_classes=num_classes, in_channels=in_channels, **options)
         spec = models.spec_of(net)
         policy = policy or (known.policy if known else "resnet8")
         pool = policy_pool or (known.policy_pool if known else 1)
@@ -166,7 +176,12 @@ class BlockDropNet(nn.Module):
         return self.resnet(images, self.decide(images))
 
     def specialised(self, kept: Sequence[bool] | np.ndarray) -> nn.Module:
-        """The plain network of one policy, 0/1 [K]: dropped blocks are gone; in eval mode, a copy."""
+        """The plain network of one policy, 0/1 [K]: dropped blocks are gone; in eval mode, a copy.
+
+        Raises:
+            InputError: a policy of another length.
+        """
+        check(len(kept) == self.num_blocks, "the length of the policy", len(kept), f"{self.num_blocks}, one a block")
         backbone = models.spec_of(self.resnet.net)
         # Counted over all blocks of the network's name, of which some may have been removed before.
         present = backbone.options["kept_blocks"] or range(self.num_blocks)
@@ -190,6 +205,11 @@ def build(
     check(isinstance(backbone, str), "backbone", backbone, "the name of a residual network")
     check(isinstance(backbone_options, Mapping), "backbone_options", backbone_options, "options by name")
     check(backbone != "blockdrop" and backbone not in MODELS, "backbone", backbone, "a plain residual network")
+    known = models.option_defaults(backbone)
+    for option in backbone_options:
+        if option not in known:
+            raise unknown_name(f"option of {backbone}", option, known)
+    models.options.choice("policy", policy, POLICY_NETWORKS)
     models.options.whole_number("policy_pool", policy_pool, 1, 64)
     return BlockDropNet(
         backbone,

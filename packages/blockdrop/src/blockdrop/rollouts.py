@@ -53,7 +53,7 @@ class CurriculumRollouts(nn.Module):
     def __init__(self, net: BlockDropNet, alpha: float) -> None:
         super().__init__()
         self.net, self.alpha = net, alpha
-        net.resnet.requires_grad_(False)
+        net.resnet.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> CurriculumRollouts:
         super().train(mode)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from resless.errors import check
 from resless.latency import Speedup, compare, speedup
 from resless.report import table
 from torch import Tensor
@@ -36,7 +37,7 @@ def measure(
     cost: BlockCosts,
     repeats: int,
     executor: str = "auto",
-    choose: Callable[[Tensor], Tensor] | None = None,
+    policies: Tensor | None = None,
 ) -> dict[str, Any]:
     """Time the dense network, the masked one and the one that skips, interleaved; JSON values.
 
@@ -46,36 +47,45 @@ def measure(
         cost: of one image.
         repeats: timings of each, 2 or more.
         executor: how blocks are skipped.
-        choose: policies of a batch in place of the policy network's, which runs all the same.
-    """
-    choose = choose or (lambda batch: net.decide(batch))
-    with torch.inference_mode():
-        kept = torch.cat([choose(batch) for batch in images.split(batch_size)]).cpu().numpy()
+        policies: of the images, bool [n, K], in place of the policy network's, which runs all the same.
 
-    def batched(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
-        def run(inputs: Tensor) -> None:
-            for batch in inputs.split(batch_size):
-                network(batch)
+    Raises:
+        InputError: policies of another shape than the images and blocks ask for.
+    """
+    with torch.inference_mode():
+        if policies is None:
+            policies = torch.cat([net.decide(batch) for batch in images.split(batch_size)])
+    found, wanted = list(policies.shape), [len(images), net.num_blocks]
+    check(found == wanted, "the shape of the policies", found, f"{wanted}: an image a row, a block a column")
+    policies = policies.to(images.device)
+    kept = policies.cpu().numpy()
+    batches = list(zip(images.split(batch_size), policies.split(batch_size), strict=True))
+
+    def skipping(executor: str) -> Callable[[Tensor], None]:
+        def run(_: Tensor) -> None:
+            for batch, policy in batches:
+                net.decide(batch)  # its answer is known, its time is not
+                net.resnet(batch, policy, executor)
 
         return run
 
-    runs = {
-        "dense": batched(lambda batch: net.resnet.net(batch)),
-        "masked": batched(lambda batch: net.resnet(batch, choose(batch), "masked")),
-        "skipping": batched(lambda batch: net.resnet(batch, choose(batch), executor)),
-    }
+    def dense(_: Tensor) -> None:
+        for batch, _policy in batches:
+            net.resnet.net(batch)
+
+    runs = {"dense": dense, "masked": skipping("masked"), "skipping": skipping(executor)}
     timings = compare(runs, images, repeats=repeats, warmup=1)
-    found = speedup(timings["dense"], timings["skipping"])
+    faster = speedup(timings["dense"], timings["skipping"])
     ideal = cost.dense / float(cost.per_image(kept).mean())
     return {
         "batch_size": batch_size,
         "images": len(images),
         "environment": timings["dense"].environment | {"batch_size": batch_size},
         "images_per_second": {name: 1000 * len(images) / timing.median_ms for name, timing in timings.items()},
-        "speedup": vars(found),
+        "speedup": vars(faster),
         "masked_speedup": vars(speedup(timings["dense"], timings["masked"])),
         "ideal_speedup": ideal,
-        "share_of_ideal": found.median / ideal,
+        "share_of_ideal": faster.median / ideal,
         "blocks_used": float(np.mean(kept.sum(axis=1))),
     }
 

@@ -8,15 +8,19 @@ several by `accelerate launch -m blockdrop.train --model R110_C10 --backbone FOL
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from resless import optim
 from resless.data.pipeline import Pipeline
+from resless.errors import InputError
 from resless.run import Run
+from torch import Tensor
 
 from blockdrop import loading, method
 from blockdrop.config import TrainConfig
 from blockdrop.evaluate import decisions, report
+from blockdrop.model import BlockDropNet
 from blockdrop.rollouts import CurriculumRollouts
 
 
@@ -27,11 +31,13 @@ def train(config: TrainConfig) -> Path:
         InputError: no backbone, or one that does not fit the model or the data.
     """
     loading.check_model(config.model)
+    if config.backbone is None:  # said before a data set is fetched for nothing
+        raise InputError(loading._where_to_get_one(config.model))
     with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
         data = Pipeline(config.data, config.run.seed, run.shards, loading.preprocessing(config))
+        net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
-        net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
         if config.policy_weights is not None:
             loading.load_policy_features(net.policy, config.policy_weights)
         optimizer = optim.build(net.policy.parameters(), config.optim)
@@ -55,7 +61,9 @@ def train(config: TrainConfig) -> Path:
                 run.track(loss=loss, entropy=entropy, **rollouts.metrics(labels, (reward, baseline)))
             run.log(open_blocks=num_open)
             if held_out is not None:
-                run.log(**decisions(net, held_out, run.accelerator).record("held_out", config.penalty))
+                # As trained so far: what an untrained output says of a closed block is noise.
+                choose = partial(_open_blocks_decided, net, decided)
+                run.log(**decisions(net, held_out, run.accelerator, choose=choose).record("held_out", config.penalty))
 
         if num_undecided := max(0, net.num_blocks - config.optim.epochs * config.curriculum_step):
             run.say(
@@ -67,6 +75,11 @@ def train(config: TrainConfig) -> Path:
             f"next: blockdrop-finetune --model {config.model} --pretrained {folder} --dataset {config.data.dataset}"
         )
     return folder
+
+
+def _open_blocks_decided(net: BlockDropNet, decided: Tensor, images: Tensor) -> Tensor:
+    """The policies of images, the blocks that are not open yet kept: bool [N, K]."""
+    return net.decide(images) | ~decided
 
 
 if __name__ == "__main__":

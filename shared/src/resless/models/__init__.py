@@ -76,6 +76,15 @@ def check_name(name: str) -> None:
     _parse(name)
 
 
+def is_known(name: str) -> bool:
+    """Whether `create(name)` knows this network, from here or from another distribution."""
+    try:
+        _builder(name)
+    except InputError:
+        return False
+    return True
+
+
 def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options: Any) -> nn.Module:
     """A freshly initialised network, in training mode: images [N, C, H, W] -> logits [N, num_classes].
 
@@ -115,6 +124,9 @@ def build(spec: Spec) -> nn.Module:
     for option in spec.options:
         if option not in defaults:
             raise unknown_name(f"option of {spec.name}", option, defaults)
+    for option, default in defaults.items():
+        if default is inspect.Parameter.empty and option not in spec.options:
+            raise InputError(f"{spec.name} cannot be built without the option {option}")
     model = builder(**numbers, **required, **spec.options)
     model.spec = replace(spec, options={key: _frozen(value) for key, value in (defaults | spec.options).items()})  # type: ignore[assignment]
     return model
@@ -129,7 +141,10 @@ def spec_of(model: nn.Module) -> Spec:
 
 
 def option_defaults(name: str) -> dict[str, Any]:
-    """The options that a network takes, with their defaults. Raises InputError for an unknown name."""
+    """The options that a network takes, with their defaults; `inspect.Parameter.empty` for those that must be given.
+
+    Raises InputError for an unknown name.
+    """
     builder, numbers = _builder(name)
     own = numbers.keys() | {"num_classes", "in_channels"}
     parameters = inspect.signature(builder).parameters.values()

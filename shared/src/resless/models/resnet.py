@@ -191,12 +191,13 @@ def kept_of(
         without_residual: what to put in place of a block whose shortcut is no identity.
 
     Raises:
-        InputError: an index that is no whole number, out of range, or not greater than the one before it.
+        InputError: no list; an index that is no whole number, out of range, or not greater than the one before it.
     """
     if kept is None:
         return list(stages)
     total = sum(len(stage) for stage in stages)
-    chosen = set(options.kept_indices("kept_blocks", kept, total) or ()) if len(kept) else set()
+    # Unlike other lists of indices, this one may be empty.
+    chosen = set() if kept in ((), []) else set(options.kept_indices("kept_blocks", kept, total) or ())
     result, index = [], 0
     for stage in stages:
         left = OrderedDict()

@@ -1,0 +1,81 @@
+"""BlockDrop with a ResNet-32 on CIFAR-10: one curriculum, then joint fine-tuning at several penalties.
+
+    python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet32.th
+
+The recipe R32_C10_short, run as a user would run it, each stage in a process of its own; finished runs below `--runs`
+are not repeated, so that several processes can do some `--penalties` each, and one more collect them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from _results import write
+
+RECIPE = "R32_C10_short"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    backbone: str
+    """Trained ResNet-32: a model folder, or a checkpoint file."""
+    data_dir: str | None = None
+    """Folder that holds CIFAR-10; None looks it up on the hub."""
+    shortcut: str = "subsample"
+    """Shortcut of the network in a checkpoint file."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel that it was trained with."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation, likewise."""
+    penalties: tuple[float, ...] = (-2.0, -5.0, -10.0)
+    """Rewards of a wrong prediction while fine-tuning, one run each."""
+    runs: str = "runs/blockdrop-cifar"
+    """Folder of the runs."""
+
+
+def main(options: Options) -> None:
+    """Run both stages, then write one result file."""
+    curriculum = Path(options.runs) / "curriculum"
+    source = [
+        *("--backbone", options.backbone, "--shortcut", options.shortcut),
+        *("--mean", *map(str, options.mean), "--std", *map(str, options.std)),
+    ]
+    results = {"curriculum": run("blockdrop.train", curriculum, options, source), "finetuned": []}
+    for penalty in options.penalties:
+        folder = Path(options.runs) / f"penalty{penalty:g}"
+        arguments = ["--pretrained", str(curriculum / "model"), "--penalty", str(penalty)]
+        results["finetuned"].append(run("blockdrop.finetune", folder, options, arguments))
+    write("blockdrop-cifar", results)
+
+
+def run(module: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
+    """One command of the recipe, unless it is finished; what came out, with its settings and environment."""
+    if not (folder / "result.json").exists():
+        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
+        common = ["--recipe", RECIPE, "--run-dir", str(folder), "--resume", "auto"]
+        subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "result": read(folder / "result.json"),
+        "epochs": epochs,
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "settings": read(folder / "config.json"),
+        "environment": read(folder / "env.json")["starts"],
+    }
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,97 @@
+"""Networks that several test files start from, trained once, on the embedded digits; and what makes runs short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from blockdrop import evaluate
+from blockdrop.config import Optim, Run, TrainConfig
+from blockdrop.model import BlockDropNet
+from blockdrop.train import train
+from resless import report, weights
+from resless.data import Images, pipeline
+from resless.data.pipeline import Pipeline, Shards
+from resless.recipes import TRAIN
+from resless.train import train as train_dense
+
+TRAIN_IMAGES, TEST_IMAGES = 256, 120
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Runs draw nothing: pictures take most of the time of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((evaluate, "draw"), (evaluate, "draw_rewards"), (report, "curves")):
+            patch.setattr(module, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """See `undrawn`."""
+    with undrawn():
+        yield
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets have TRAIN_IMAGES images to train on, and TEST_IMAGES to test on."""
+    load = pipeline.load
+
+    def first(name: str, split: str = "train", *args: object, **options: object) -> Images:
+        images, count = load(name, split, *args, **options), TRAIN_IMAGES if split == "train" else TEST_IMAGES
+        return replace(images, images=images.images[:count], labels=images.labels[:count])
+
+    monkeypatch.setattr(pipeline, "load", first)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of `resless-train --recipe smoke_resnet`, with fewer epochs: ResNet-20, 9 blocks."""
+    recipe, folder = TRAIN["smoke_resnet"], tmp_path_factory.mktemp("dense") / "run"
+    settings = {"optim": replace(recipe.optim, epochs=4), "run": replace(recipe.run, run_dir=str(folder))}
+    with undrawn():
+        train_dense(replace(recipe, **settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(dense: Path) -> str:
+    """Its model folder."""
+    return str(dense / "model")
+
+
+@pytest.fixture(scope="session")
+def curriculum(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of blockdrop-train."""
+    folder = tmp_path_factory.mktemp("curriculum") / "run"
+    optim = Optim("adam", lr=3e-3, batch_size=64, epochs=3)
+    run = Run(run_dir=str(folder))
+    with undrawn():
+        train(TrainConfig(model="resnet20", backbone=backbone, curriculum_step=4, optim=optim, run=run))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undecided(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder whose policy network is random: of the test images, half keep each block, in many policies."""
+    plain, preprocessing = weights.from_pretrained(backbone), weights.read_config(backbone)["preprocessing"]
+    torch.manual_seed(0)
+    net = BlockDropNet("resnet20", in_channels=1)
+    net.resnet.net.load_state_dict(plain.state_dict())
+    data = Pipeline(TrainConfig().data, 0, Shards(), preprocessing)
+    images = torch.cat([batch for batch, _ in data.evaluation(data.test)])
+    # The middle of the logits of the images becomes 0; far apart, so that none is near enough to be rounded across.
+    with torch.no_grad():
+        net.policy.logit.weight.mul_(100)
+        net.policy.logit.bias.zero_()
+        logits = net.eval().policy.logit(net.policy.features(images))
+        net.policy.logit.bias.copy_(-logits.median(dim=0).values - 1e-3)
+    folder = tmp_path_factory.mktemp("undecided") / "model"
+    weights.save_pretrained(net, folder, preprocessing=preprocessing)
+    return str(folder)

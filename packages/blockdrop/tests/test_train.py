@@ -1,0 +1,315 @@
+"""The curriculum: what learns and what stays, which blocks are open, and runs that are killed or shared."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blockdrop import method
+from blockdrop.analyse import Decisions
+from blockdrop.config import Optim, Run, TrainConfig
+from blockdrop.model import BlockDropNet
+from blockdrop.rollouts import CurriculumRollouts, Rollouts
+from blockdrop.train import train
+from resless import models, weights
+from resless import run as run_module
+from resless.config import DataConfig
+from resless.data.pipeline import Pipeline, Shards
+from resless.errors import InputError
+from resless.testing import Ended, assert_same_run, forked, metrics
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+BLOCKS = 9
+SGD = Optim("sgd", lr=0.01, momentum=0.0, batch_size=256, epochs=1)
+
+pytestmark = pytest.mark.usefixtures("few_images", "no_pictures")  # 256 images to train on
+
+
+def training(backbone: str, folder: Path, /, run: dict[str, Any] | None = None, **fields: Any) -> TrainConfig:
+    defaults = {"model": "resnet20", "backbone": backbone, "data": DataConfig(pad=1), "curriculum_step": 4}
+    optim = Optim("adam", lr=3e-3, batch_size=64, epochs=2)
+    return TrainConfig(**(defaults | {"optim": optim, "run": Run(run_dir=str(folder), **(run or {}))} | fields))
+
+
+def state_of(run_folder: Path | str) -> dict[str, Tensor]:
+    return load_file(Path(run_folder) / "model" / "model.safetensors")
+
+
+def done(ended: list[Ended]) -> str:
+    """What the first process printed, once all have succeeded."""
+    for rank, process in enumerate(ended):
+        assert process.code == 0, f"process {rank} gave {process.code}:\n{process.printed}"
+    return ended[0].printed
+
+
+# --- what learns
+
+
+def test_only_the_policy_network_learns(curriculum: Path, backbone: str) -> None:
+    before, after = load_file(Path(backbone) / "model.safetensors"), state_of(curriculum)
+    assert sum("running_mean" in name for name in before) > 20, "the statistics are compared, too"
+    for name, tensor in before.items():
+        assert torch.equal(after[f"resnet.net.{name}"], tensor), name
+    policy = {name: tensor for name, tensor in after.items() if name.startswith("policy.")}
+    assert len(policy) + len(before) == len(after)
+    fresh = BlockDropNet("resnet20", in_channels=1).policy.state_dict()
+    assert len(fresh) == len(policy) > 20
+    assert not torch.equal(policy["policy.features.bn1.running_mean"], fresh["features.bn1.running_mean"])
+
+
+def test_zero_epochs_change_nothing(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none = Optim("adam", lr=3e-3, batch_size=64, epochs=0)
+    folder = train(training(backbone, tmp_path / "run", optim=none))
+    before, after = load_file(Path(backbone) / "model.safetensors"), state_of(tmp_path / "run")
+    assert len(before) > 50
+    assert all(torch.equal(after[f"resnet.net.{name}"], tensor) for name, tensor in before.items())
+    assert after["policy.features.bn1.running_mean"].eq(0).all(), "no image was seen in training mode"
+    assert weights.read_config(folder)["preprocessing"] == weights.read_config(backbone)["preprocessing"]
+    assert metrics(tmp_path / "run") == []
+    assert "warning: 9 of 9 blocks were never decided on" in capsys.readouterr().out
+
+
+def test_a_run_is_repeatable_and_its_seed_matters(backbone: str, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        train(training(backbone, tmp_path / name, {"seed": seed}, optim=Optim("adam", batch_size=128, epochs=1)))
+    assert_same_run(tmp_path / "one", tmp_path / "again")
+    one, other = state_of(tmp_path / "one"), state_of(tmp_path / "other")
+    assert not torch.equal(one["policy.logit.weight"], other["policy.logit.weight"])
+
+
+# --- the curriculum
+
+
+def test_blocks_are_opened_from_the_last_one_on(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Rollouts] = []
+    forward = CurriculumRollouts.forward
+
+    def recorded(self: CurriculumRollouts, images: Tensor, num_open: int) -> Rollouts:
+        seen.append(forward(self, images, num_open))
+        return seen[-1]
+
+    monkeypatch.setattr(CurriculumRollouts, "forward", recorded)
+    optim = Optim("adam", lr=3e-3, batch_size=64, epochs=4)
+    data = DataConfig(pad=1, holdout=0.25)
+    train(training(backbone, tmp_path / "run", optim=optim, data=data, curriculum_step=3))
+    records = metrics(tmp_path / "run")
+    assert [record["open_blocks"] for record in records] == [3, 6, 9, 9], "never more than there are"
+    assert len(seen) == 12
+    for step, rollouts in enumerate(seen):
+        closed = max(0, BLOCKS - 3 * (step // 3 + 1))
+        for policy in (rollouts.sampled, rollouts.baseline):
+            assert policy[:, :closed].all()
+        dropped = (~rollouts.sampled[:, closed:]).float().mean(dim=0)
+        assert (dropped > 0.05).all(), "every open block is dropped for some of 64 images"
+    assert "never decided" not in capsys.readouterr().out
+    for record in records:
+        assert record["held_out_blocks_used"] >= BLOCKS - record["open_blocks"], "closed blocks are kept there, too"
+
+
+def test_blocks_that_were_never_open_are_said(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(training(backbone, tmp_path / "run", optim=replace(SGD, epochs=2)))
+    assert "warning: 1 of 9 blocks were never decided on" in capsys.readouterr().out
+
+
+# --- one step, against the formula
+
+
+def evaluating_policies() -> None:
+    """In a fork: batch norm by running statistics, so that an image's gradient is its own."""
+    CurriculumRollouts.train = lambda self, mode=True: nn.Module.train(self, False)
+
+
+def scripted(count: int) -> Tensor:
+    """What is drawn for the images of a global batch: bool [count, K], half of it true."""
+    return torch.rand(count, BLOCKS, generator=torch.Generator().manual_seed(4)) < 0.5
+
+
+def drawing(probabilities: Tensor) -> Tensor:
+    """This process's contiguous share of what is scripted."""
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return scripted(len(probabilities) * processes).chunk(processes)[rank]
+
+
+def one_step(config: TrainConfig) -> Callable[[], None]:
+    def task() -> None:
+        evaluating_policies()
+        method.sample = drawing
+        train(config)
+
+    return task
+
+
+def test_a_step_follows_the_formula_on_one_process_and_on_two(backbone: str, tmp_path: Path) -> None:
+    config = training(backbone, tmp_path / "none", optim=replace(SGD, epochs=0), penalty=-2.0, entropy_bonus=0.05)
+    train(config)
+    steps = {1: replace(config, optim=SGD), 2: replace(config, optim=SGD)}
+    for processes, step in steps.items():
+        run = Run(run_dir=str(tmp_path / str(processes)))
+        done(forked(one_step(replace(step, run=run)), processes))
+    before = state_of(tmp_path / "none")
+
+    # -(R(u) - R(ũ)) · log P(u) - β H, means over the batch; of nine blocks, four are open.
+    net = weights.from_pretrained(tmp_path / "none" / "model")
+    assert isinstance(net, BlockDropNet)
+    data = Pipeline(config.data, 0, Shards(), weights.read_config(backbone)["preprocessing"])
+    images, labels = next(iter(data.training(256).epoch(0)))
+    p = 0.8 * net.policy(images) + 0.2 * (1 - net.policy(images))
+    drawn, greedy = scripted(256), p >= 0.5
+    drawn[:, :5], greedy[:, :5] = True, True
+    rewards = []
+    for policy in (drawn, greedy):
+        with torch.no_grad():
+            right = net.resnet(images, policy, "masked").argmax(dim=1) == labels
+        rewards.append(torch.where(right, 1 - (policy.sum(dim=1) / 9) ** 2, -2.0))
+    assert 0 < (rewards[0] - rewards[1]).abs().gt(0.01).float().mean() <= 1
+    likelihood = torch.where(drawn, p, 1 - p).log()[:, 5:].sum(dim=1)
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())[:, 5:].sum(dim=1)
+    loss = (-(rewards[0] - rewards[1]) * likelihood - 0.05 * entropy).mean()
+    loss.backward()
+
+    record = metrics(tmp_path / "1")[0]
+    assert record["train_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert record["train_entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
+    assert record["train_reward"] == pytest.approx(rewards[1].mean().item(), rel=1e-4)
+    assert record["train_sampled_reward"] == pytest.approx(rewards[0].mean().item(), rel=1e-4)
+    assert metrics(tmp_path / "2")[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for processes in steps:
+        after = state_of(tmp_path / str(processes))
+        compared = 0
+        for name, parameter in net.policy.named_parameters():
+            change = after[f"policy.{name}"] - before[f"policy.{name}"]
+            assert parameter.grad is not None
+            torch.testing.assert_close(change, -0.01 * parameter.grad, rtol=1e-3, atol=2e-6, msg=name)
+            compared += int((change.abs() > 1e-4).sum())
+        assert compared > 100, "there was something to compare"
+        # What is closed gets no gradient.
+        assert torch.equal(after["policy.logit.weight"][:5], before["policy.logit.weight"][:5])
+
+
+# --- several processes
+
+
+def test_two_processes_see_the_same_data_and_leave_the_backbone_alone(backbone: str, tmp_path: Path) -> None:
+    def task() -> None:
+        fetched: list[Tensor] = []
+        forward = CurriculumRollouts.forward
+
+        def recorded(self: CurriculumRollouts, images: Tensor, num_open: int) -> Rollouts:
+            fetched.append(images)
+            rollouts = forward(self, images, num_open)
+            fetched.append(rollouts.sampled.float())
+            return rollouts
+
+        CurriculumRollouts.forward = recorded
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        train(training(backbone, tmp_path / str(processes)))
+        torch.save(fetched, tmp_path / f"{processes}-{os.environ.get('RANK', '0')}.pt")
+
+    assert "1 process(es)" in done(forked(task))
+    assert "2 process(es)" in done(forked(task, 2))
+    whole = torch.load(tmp_path / "1-0.pt")
+    halves = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
+    assert len(whole) == 16
+    for step in range(0, 16, 2):
+        assert torch.equal(whole[step], torch.cat([half[step] for half in halves]))
+        assert not torch.equal(halves[0][step + 1], halves[1][step + 1]), "each process draws its own policies"
+    before, after = load_file(Path(backbone) / "model.safetensors"), state_of(tmp_path / "2")
+    assert all(torch.equal(after[f"resnet.net.{name}"], tensor) for name, tensor in before.items())
+    assert np.array_equal(Decisions.load(tmp_path / "2" / "policies.npz").images, np.arange(120))
+
+
+# --- killed and resumed
+
+
+def power_cut_at(number: int) -> None:
+    """In a fork: kill all processes at the end of the n-th step from now."""
+    track, steps = run_module.Run.track, [0]
+
+    def tracked(self: run_module.Run, **values: Tensor) -> None:
+        track(self, **values)
+        steps[0] += 1
+        if steps[0] == number:
+            os.killpg(0, signal.SIGKILL)
+
+    run_module.Run.track = tracked
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
+    backbone: str, tmp_path: Path, processes: int
+) -> None:
+    """The policies that are drawn, the blocks that are open and the optimiser's moments included."""
+    done(forked(lambda: train(training(backbone, tmp_path / "whole")), processes))
+    broken = training(backbone, tmp_path / "broken", {"checkpoint_steps": 1})
+
+    def killed() -> None:
+        power_cut_at(7)
+        train(broken)
+
+    assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
+    again = replace(broken, run=replace(broken.run, resume="auto"))
+    printed = done(forked(lambda: train(again), processes))
+    assert f"resumed from {tmp_path}/broken/checkpoints/epoch_0001_step_000002" in printed
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "broken" / "result.json").read_text()
+    assert len(metrics(tmp_path / "whole")) == 2
+    first, second = (Decisions.load(tmp_path / name / "policies.npz") for name in ("whole", "broken"))
+    assert np.array_equal(first.kept, second.kept)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": None}, r"--backbone is missing.*resless-train --model resnet20 --dataset"),
+        # Said before the data set is looked for, which is not there.
+        (
+            {"backbone": None, "model": "R110_C10", "data": DataConfig("cifar10", data_dir="nowhere")},
+            r"--backbone is missing.*resless-train --model resnet110 --dataset cifar10 --shortcut avgpool",
+        ),
+        ({"backbone": "nowhere"}, "nowhere"),
+        ({"model": "resnet32"}, "--model is resnet32, but .* holds a resnet20"),
+        ({"shortcut": "avgpool"}, "--shortcut is 'avgpool', but must be conv"),
+        ({"model": "R32_C10"}, "must be 10 classes in 3 channels for R32_C10"),
+        ({"model": "resnet21"}, r"nearest are \[14, 20, 26, 29\]"),
+        ({"policy_weights": "nowhere"}, "there is no file nowhere"),
+        ({"optim": Optim(batch_size=10_000)}, "batch_size is 10000"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    backbone: str, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        train(training(backbone, tmp_path / "run", **fields))
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"num_classes": 7}, "'10 classes in 1 channels', but must be 7 classes in 1 channels, as the backbone's"),
+        ({"in_channels": 3}, "'10 classes in 1 channels', but must be 10 classes in 3 channels, as the backbone's"),
+    ],
+)
+def test_a_backbone_for_other_images_is_refused(tmp_path: Path, spec: dict[str, int], message: str) -> None:
+    made = models.create("resnet20", **({"num_classes": 10, "in_channels": 1} | spec))
+    statistics = [0.5] * made.conv1.in_channels
+    weights.save_pretrained(made, tmp_path / "other", preprocessing={"mean": statistics, "std": statistics})
+    with pytest.raises(InputError, match=message):
+        train(training(str(tmp_path / "other"), tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
