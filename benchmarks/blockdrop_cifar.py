@@ -35,7 +35,7 @@ class Options:
     """Mean of each channel that it was trained with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation, likewise."""
-    penalties: tuple[float, ...] = (-2.0, -5.0, -10.0)
+    penalties: tuple[float, ...] = (-1.0, -2.0, -4.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""

@@ -16,7 +16,7 @@ from _results import FOLDER, read
 from resless import report
 
 ROOT = FOLDER.parent.parent
-READMES = (ROOT / "README.md", ROOT / "packages" / "deephoyer" / "README.md")
+READMES = (ROOT / "README.md", *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop")))
 
 # The paper's own numbers, and those of the best other method that it lists: accuracy %, weights or MACs.
 PAPER = {
@@ -37,6 +37,12 @@ def main() -> None:
         draw_deephoyer_sweep(sweep)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
+    if cifar := read("blockdrop-cifar"):
+        tables["blockdrop-cifar"] = blockdrop_cifar(cifar)
+        draw_blockdrop_cifar(cifar)
+    if throughput := read("blockdrop-throughput"):
+        tables["blockdrop-throughput"] = blockdrop_throughput(throughput)
+        draw_blockdrop_throughput(throughput)
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
@@ -98,6 +104,141 @@ def draw_deephoyer_sweep(sweep: dict[str, Any]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="MACs an image", ylabel="error on held-out images, %")
     axes.legend(frameon=False, fontsize=8)
     report.save(drawing, FOLDER / "deephoyer-sweep.png")
+
+
+# -- BlockDrop
+
+CONTROLS = {
+    "most_frequent": "most frequent policy for all",
+    "random": "random policies, same keep rates",
+    "all_blocks": "all blocks",
+    "dense": "dense, before fine-tuning",
+}
+
+
+def blockdrop_cifar(file: dict[str, Any]) -> str:
+    """One row a penalty, the controls beside it; and the dense network."""
+    rows = []
+    for run in file["finetuned"]:
+        found, controls = run["result"], run["result"]["controls"]
+        rows.append(
+            [
+                f"γ {run['settings']['penalty']:g}",
+                f"{100 * found['top1']:.2f} %",
+                f"{found['blocks_used']:.2f} ± {found['blocks_used_sd']:.2f} of {found['num_blocks']}",
+                f"{found['macs'] / 1e6:.1f} ± {found['macs_sd'] / 1e6:.1f} M",
+                f"{100 * found['cost_fraction']:.1f} %",
+                f"{found['unique_policies']:,}",
+                *(at_cost(controls[name]) for name in ("most_frequent", "random", "all_blocks")),
+            ]
+        )
+    dense = file["finetuned"][0]["result"]["controls"]["dense"]
+    accuracy, macs = f"{100 * dense['top1']:.2f} %", f"{dense['macs'] / 1e6:.1f} M"
+    rows.append(["dense", accuracy, f"{dense['blocks_used']:.0f}", macs, "100 %", *[""] * 4])
+    policy = file["finetuned"][0]["result"]["policy_macs"]
+    columns = [
+        "ResNet-32",
+        "test accuracy",
+        "blocks",
+        f"MACs, with {policy / 1e6:.1f} M of policy",
+        "of dense",
+        "policies",
+    ]
+    return report.markdown(
+        [*columns, *(f"control: {CONTROLS[n]}" for n in ("most_frequent", "random", "all_blocks"))], rows
+    )
+
+
+def at_cost(control: dict[str, Any]) -> str:
+    """Accuracy and cost of a control."""
+    return f"{100 * control['top1']:.2f} % at {100 * control['cost_fraction']:.0f} %"
+
+
+def draw_blockdrop_cifar(file: dict[str, Any]) -> None:
+    """Accuracy against cost: the policy networks' and the controls', a point a penalty."""
+    drawing, axes = report.figure()
+    runs = sorted(file["finetuned"], key=lambda run: run["result"]["macs"])
+    points = [(100 * run["result"]["cost_fraction"], 100 * run["result"]["top1"]) for run in runs]
+    axes.plot(*zip(*points, strict=True), "o-", label="policy network, its own cost included")
+    for (x, y), run in zip(points, runs, strict=True):
+        axes.annotate(
+            f"γ {run['settings']['penalty']:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8
+        )
+    for name, marker in (("most_frequent", "s"), ("random", "^"), ("all_blocks", "D")):
+        controls = [run["result"]["controls"][name] for run in runs]
+        line = sorted((100 * control["cost_fraction"], 100 * control["top1"]) for control in controls)
+        axes.plot(*zip(*line, strict=True), marker, linestyle="none", label=CONTROLS[name])
+    dense = runs[0]["result"]["controls"]["dense"]
+    axes.plot(100, 100 * dense["top1"], "k*", markersize=10, label="dense, before fine-tuning")
+    axes.set(xlabel="MACs, % of the dense network's", ylabel="test accuracy, %")
+    axes.legend(frameon=False, fontsize=8)
+    report.save(drawing, FOLDER / "blockdrop-cifar.png")
+
+
+PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
+PICTURED_BATCH = 256
+
+
+def blockdrop_throughput(file: dict[str, Any]) -> str:
+    """One row a network, precision and batch size; one column a keep rate, and one for the trained network's own."""
+    results = file["results"]
+    rates = sorted({found["keep_rate"] for found in results if found["keep_rate"] is not None})
+    columns = [f"{100 * rate:.0f} % kept" for rate in rates]
+    rows: dict[tuple[str, str, int], dict[str, str]] = {}
+    for found in results:
+        row = rows.setdefault((found["model"], PRECISIONS[found["precision"]], found["batch_size"]), {})
+        trained = found["keep_rate"] is None
+        row["trained" if trained else f"{100 * found['keep_rate']:.0f} % kept"] = against_ideal(found)
+    if any("trained" in row for row in rows.values()):
+        columns.append("trained")
+    lines = [
+        [f"{model}, {how}, batch {batch}", *(row.get(c, "") for c in columns)]
+        for (model, how, batch), row in rows.items()
+    ]
+    environment = file["results"][0]["environment"]
+    where = f"{environment['device']}, {environment['threads']} threads, torch {environment['torch']}"
+    return report.markdown([f"speed-up (share of the ideal), measured on {where}", *columns], lines)
+
+
+def against_ideal(found: dict[str, Any]) -> str:
+    """The median speed-up, and how much it is of what the MACs promise."""
+    return f"{found['speedup']['median']:.2f} x ({100 * found['share_of_ideal']:.0f} %)"
+
+
+def draw_blockdrop_throughput(file: dict[str, Any]) -> None:
+    """Speed-up against keep rate at batch 256: measured medians with quartiles, masked, and the ideal."""
+    pictured = [found for found in file["results"] if found["batch_size"] == PICTURED_BATCH]
+    random = [found for found in pictured if found["keep_rate"] is not None]
+    for model in dict.fromkeys(found["model"] for found in random):
+        drawing, axes = report.figure()
+        mine = [found for found in random if found["model"] == model]
+        for number, (precision, name) in enumerate(PRECISIONS.items()):
+            line = sorted((f for f in mine if f["precision"] == precision), key=lambda found: found["keep_rate"])
+            if line:
+                kept = [100 * found["keep_rate"] for found in line]
+                colour = report.COLOURS[number]
+                axes.errorbar(
+                    kept, **quartiles(line, "speedup"), fmt="o-", capsize=3, color=colour, label=f"skipping, {name}"
+                )
+                axes.errorbar(
+                    kept, **quartiles(line, "masked_speedup"), fmt=".:", color=colour, label=f"masked, {name}"
+                )
+        ideal = sorted({(100 * found["keep_rate"], found["ideal_speedup"]) for found in mine})
+        axes.plot(*zip(*ideal, strict=True), "k--", linewidth=1, label="ideal, by MACs")
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(
+            xlabel="blocks kept, %", ylabel="speed-up over the dense network", title=f"{model}, batch {PICTURED_BATCH}"
+        )
+        axes.legend(frameon=False, fontsize=8)
+        report.save(drawing, FOLDER / f"blockdrop-throughput-{model.lower()}.png")
+
+
+def quartiles(line: Sequence[dict[str, Any]], ratio: str) -> dict[str, Any]:
+    """Medians and the distances to the quartiles, as `errorbar` takes them."""
+    found = [point[ratio] for point in line]
+    below = [r["median"] - r["q25"] for r in found]
+    above = [r["q75"] - r["median"] for r in found]
+    return {"y": [r["median"] for r in found], "yerr": (below, above)}
 
 
 # -- speed
