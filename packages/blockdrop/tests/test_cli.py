@@ -298,7 +298,9 @@ def refuse_after_the_pipeline(folder: Path) -> None:
     sentence = refused(cli.evaluate, "--model", "one", cwd=folder)
     assert "one holds a plain resnet20: give it to blockdrop-train as --backbone first" in sentence
     trained = ["--model", "runs/blockdrop-smoke/model", "--repeats", "0"]
-    assert "one exists: choose another" in refused(cli.evaluate, *trained, "--specialise", "one", cwd=folder)
+    assert "one exists and is not empty: choose another" in refused(
+        cli.evaluate, *trained, "--specialise", "one", cwd=folder
+    )
     sentence = refused(cli.finetune, "--recipe", "smoke", cwd=folder)
     assert "run folder runs/blockdrop-smoke-finetuned exists: go on with --resume auto" in sentence
     assert "give the model folder in it" in refused(cli.evaluate, "--model", "runs/blockdrop-smoke", cwd=folder)

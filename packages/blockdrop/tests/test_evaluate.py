@@ -342,7 +342,7 @@ def test_a_specialised_network_replaces_a_model_folder_only_when_told_to(undecid
     once = evaluating(undecided, specialise=str(tmp_path / "one"))
     main(once)
     before = (tmp_path / "one" / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="one exists: choose another folder for --specialise, or replace it with"):
+    with pytest.raises(InputError, match="one exists and is not empty: choose another folder"):
         main(once)
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == before
     main(replace(once, policy="1" * 9, overwrite=True))
@@ -354,7 +354,7 @@ def test_a_specialised_network_replaces_a_model_folder_only_when_told_to(undecid
     [
         ({"policy": "101"}, "--policy is '101', but must be 9 digits, not 3"),
         ({"policy": "1" * 10}, "but must be 9 digits, not 10"),
-        ({"specialise": "."}, r"\. exists: choose another folder for --specialise"),
+        ({"specialise": "."}, r"\. exists and is not empty: choose another folder"),
         ({"specialise": ".", "overwrite": True}, r"\. is not a model folder"),
     ],
 )

@@ -75,7 +75,7 @@ def save_pretrained(
             its spec, or something given is not JSON.
     """
     folder = Path(folder)
-    _check_target(folder, overwrite)
+    check_target(folder, overwrite)
     spec = models.spec_of(model)
     state = model.state_dict()
     _check_match(_blank(spec), _signature(state), "the model to save")
@@ -357,7 +357,8 @@ def _check_fields(value: Any, fields: Mapping[str, type], source: str) -> None:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that `save_pretrained` would not write to, before the work whose result it is to hold."""
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -18,6 +18,7 @@ class Model:
     """One of the paper's models: a residual network, its policy network, and what it expects of its images."""
 
     backbone: str
+    num_blocks: int
     num_classes: int
     dataset: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -34,17 +35,19 @@ _AVGPOOL = {"shortcut": "avgpool"}
 MODELS: dict[str, Model] = {
     "R32_C10": Model(
         "resnet32",
+        15,
         10,
         "cifar10",
         _AVGPOOL,
         mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
         std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
     ),
-    "R110_C10": Model("resnet110", 10, "cifar10", _AVGPOOL),
-    "R32_C100": Model("resnet32", 100, "cifar100", _AVGPOOL),
-    "R110_C100": Model("resnet110", 100, "cifar100", _AVGPOOL),
+    "R110_C10": Model("resnet110", 54, 10, "cifar10", _AVGPOOL),
+    "R32_C100": Model("resnet32", 15, 100, "cifar100", _AVGPOOL),
+    "R110_C100": Model("resnet110", 54, 100, "cifar100", _AVGPOOL),
     "R101_ImgNet": Model(
         "torchvision/resnet101",
+        33,
         1000,
         "imagenet",
         policy="resnet10",

@@ -59,7 +59,7 @@ def decisions(
     """
     resnet, choose = resnet or net.resnet, choose or net.decide
     average_buffers(net, accelerator)
-    was_training = net.training
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     rows = []
     for images, labels in batches:
@@ -67,7 +67,8 @@ def decisions(
             policy = choose(images)
             right = resnet(images, policy, executor).argmax(dim=1) == labels
         rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
-    net.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
     kept, correct, classes, seen = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))
     if len(np.unique(seen)) != batches.num_images or len(seen) != batches.num_images:
@@ -263,12 +264,7 @@ def check_specialise(config: EvalConfig, num_blocks: int) -> None:
     if config.policy is not None:
         length = len(config.policy)
         check(length == num_blocks, "--policy", config.policy, f"{num_blocks} digits, not {length}")
-    folder = Path(config.specialise)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not config.overwrite:
-        raise InputError(f"{folder} exists: choose another folder for --specialise, or replace it with --overwrite")
-    weights.read_config(folder)  # refuses what is no model folder
+    weights.check_target(Path(config.specialise), config.overwrite)
 
 
 def specialise(

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from resless import optim
 from resless.data.pipeline import Pipeline, check_fit
-from resless.errors import InputError
 from resless.run import Run
 
 from blockdrop import loading, method
-from blockdrop.config import MODELS, FinetuneConfig
+from blockdrop.config import FinetuneConfig
 from blockdrop.evaluate import decisions, report
 from blockdrop.rollouts import JointRollouts
 
@@ -34,9 +33,6 @@ def finetune(config: FinetuneConfig) -> Path:
     # A block that no image of a process keeps gets no gradient there.
     with Run(config, "blockdrop-finetune", label, unused_parameters=True) as run:
         net, preprocessing = loading.trained(config, config.pretrained)
-        found = net.spec.options["backbone"]
-        if config.model not in MODELS and config.model != found:
-            raise InputError(f"--model is {config.model}, but {config.pretrained} holds a {found}")
         data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         check_fit(net, data.train)
         batches = data.training(config.optim.batch_size)

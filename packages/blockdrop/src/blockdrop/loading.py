@@ -13,7 +13,7 @@ from resless.data.stream import Stream
 from resless.errors import InputError, check, unknown_name
 from torch import nn
 
-from blockdrop.config import MODELS, BackboneConfig, Model
+from blockdrop.config import MODELS, BackboneConfig
 from blockdrop.model import BlockDropNet, PolicyNetwork, load_agent, load_original
 from blockdrop.original import is_original, resnet_keys
 
@@ -41,7 +41,7 @@ def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any
         InputError: no backbone is given, it cannot be read, or it is of another depth, shortcut or number of classes.
     """
     if config.backbone is None:
-        raise InputError(_where_to_get_one(config.model))
+        raise InputError(where_to_get_one(config.model))
     known = MODELS.get(config.model)
     if known is not None:
         fits = (known.num_classes, 3) == (images.num_classes, images.image_shape[0])
@@ -97,8 +97,9 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         if not isinstance(net, BlockDropNet):
             name = models.spec_of(net).name
             raise InputError(f"{source} holds a plain {name}: give it to blockdrop-train as --backbone first")
-        known = MODELS.get(config.model)
-        _check_blocks(config, net, known, source)
+        if config.backbone is not None:
+            raise InputError(f"--backbone is {config.backbone}, but {source} has a residual network: leave it out")
+        _check_name(config, net, source)
         own = weights.read_config(source)["preprocessing"]
         given = {"mean": list(config.mean), "std": list(config.std)} if config.mean and config.std else {}
         return net, own | given
@@ -134,12 +135,14 @@ def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) ->
     if isinstance(backbone, BlockDropNet):
         backbone = backbone.resnet.net
     spec = models.spec_of(backbone)
-    _check_folder(config, spec, known)
+    found = spec.options.get("shortcut")
+    if config.shortcut is not None and found is not None:
+        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {folder}, or left out")
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_channels": spec.in_channels, **spec.options}
     if known is not None:
         options |= {"policy": known.policy, "policy_pool": known.policy_pool}
     net = BlockDropNet(spec.name, **(options | _given(policy)))
-    _check_blocks(config, net, known)
+    _check_name(config, net, folder)
     net.resnet.net.load_state_dict(backbone.state_dict())
     return net
 
@@ -152,31 +155,22 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_folder(config: BackboneConfig, spec: models.Spec, known: Model | None) -> None:
-    found = spec.options.get("shortcut")
-    if config.shortcut is not None and found is not None:
-        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {config.backbone}, or left out")
-    if known is None and config.model != spec.name:
-        raise InputError(f"--model is {config.model}, but {config.backbone} holds a {spec.name}")
-
-
-def _check_blocks(config: BackboneConfig, net: BlockDropNet, known: Model | None, source: str | None = None) -> None:
+def _check_name(config: BackboneConfig, net: BlockDropNet, source: str) -> None:
+    """Raise InputError unless a folder's network is the one that --model names; a folder's own name fits too."""
+    name, known = net.spec.options["backbone"], MODELS.get(config.model)
     if known is None:
+        if config.model != name and not Path(config.model).is_dir():
+            raise InputError(f"--model is {config.model}, but {source} holds a {name}")
         return
     # R110 and ResNet-164 both have 54 blocks: the name counts too.
-    found = (net.spec.options["backbone"], net.num_blocks, net.spec.num_classes)
-    wanted = (known.backbone, BLOCKS[config.model], known.num_classes)
+    found, wanted = (name, net.num_blocks, net.spec.num_classes), (known.backbone, known.num_blocks, known.num_classes)
     if found != wanted:
         phrase = "a {} of {} blocks for {} classes"
-        raise InputError(
-            f"{source or config.backbone} holds {phrase.format(*found)}, but {config.model} is {phrase.format(*wanted)}"
-        )
+        raise InputError(f"{source} holds {phrase.format(*found)}, but {config.model} is {phrase.format(*wanted)}")
 
 
-BLOCKS = {"R32_C10": 15, "R110_C10": 54, "R32_C100": 15, "R110_C100": 54, "R101_ImgNet": 33}
-
-
-def _where_to_get_one(model: str) -> str:
+def where_to_get_one(model: str) -> str:
+    """What to do without a backbone, as a sentence."""
     known = MODELS.get(model)
     name, dataset = (known.backbone, known.dataset) if known else (model, "...")
     shortcut = "".join(f" --{key} {value}" for key, value in known.options.items()) if known else ""

@@ -79,9 +79,9 @@ TRAIN: dict[str, TrainConfig] = {
     "smoke": TrainConfig(
         model="resnet20",
         backbone="runs/smoke_resnet/model",
-        curriculum_step=2,
+        policy_pool=2,
         data=DataConfig(pad=1),
-        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=8),
+        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=10),
         run=Run(run_dir="runs/blockdrop-smoke"),
     ),
 }
@@ -92,9 +92,10 @@ FINETUNE: dict[str, FinetuneConfig] = {
     "smoke": FinetuneConfig(
         model="resnet20",
         pretrained="runs/blockdrop-smoke/model",
-        penalty=-5.0,
+        penalty=-1.0,
+        alpha=0.9,
         data=DataConfig(pad=1),
-        optim=Optim("adam", lr=1e-3, batch_size=64, epochs=8, schedule="cosine"),
+        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=20, schedule="cosine"),
         run=Run(run_dir="runs/blockdrop-smoke-finetuned"),
     ),
 }

@@ -32,7 +32,7 @@ def train(config: TrainConfig) -> Path:
     """
     loading.check_model(config.model)
     if config.backbone is None:  # said before a data set is fetched for nothing
-        raise InputError(loading._where_to_get_one(config.model))
+        raise InputError(loading.where_to_get_one(config.model))
     with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
         data = Pipeline(config.data, config.run.seed, run.shards, loading.preprocessing(config))
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
@@ -71,9 +71,9 @@ def train(config: TrainConfig) -> Path:
                 "more --epochs or a larger --curriculum-step would open them"
             )
         folder = report(run, net, data, dense=None)
-        run.say(
-            f"next: blockdrop-finetune --model {config.model} --pretrained {folder} --dataset {config.data.dataset}"
-        )
+        where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
+        source = f"--pretrained {folder} --dataset {config.data.dataset}{where}"
+        run.say(f"next: blockdrop-finetune --model {config.model} {source}")
     return folder
 
 
