@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from _results import FOLDER, read
+from blockdrop.analyse import CONTROLS
 from resless import report
 
 ROOT = FOLDER.parent.parent
@@ -107,13 +108,6 @@ def draw_deephoyer_sweep(sweep: dict[str, Any]) -> None:
 
 
 # -- BlockDrop
-
-CONTROLS = {
-    "most_frequent": "most frequent policy for all",
-    "random": "random policies, same keep rates",
-    "all_blocks": "all blocks",
-    "dense": "dense, before fine-tuning",
-}
 
 
 def blockdrop_cifar(file: dict[str, Any]) -> str:

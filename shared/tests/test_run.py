@@ -499,7 +499,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(tmp_path):
 @pytest.mark.parametrize("what", ["its records", "metrics", "checkpoint epoch_0001", "the result"])
 def test_a_disk_error_is_one_sentence_wherever_it_strikes(tmp_path, what):
     def task() -> None:
-        writing = Run._writing
+        writing = Run.writing
 
         def failing(self: Run, name: str):
             with writing(self, name):
@@ -507,7 +507,7 @@ def test_a_disk_error_is_one_sentence_wherever_it_strikes(tmp_path, what):
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 yield
 
-        Run._writing = contextmanager(failing)
+        Run.writing = contextmanager(failing)
         train(config_in(LENET, tmp_path / "run", checkpoint_steps=None))
 
     assert f"error: cannot write {what} to {tmp_path}/run (Input/output error): " in refused(task)

@@ -242,15 +242,15 @@ def test_the_authors_file_of_another_depth_is_refused(tmp_path: Path) -> None:
 
 def test_data_of_another_kind_is_refused() -> None:
     grey = SimpleNamespace(num_classes=10, image_shape=(1, 28, 28))
-    found = refused(BackboneConfig("R32_C10", backbone="unread"), grey)
+    found = refused(BackboneConfig("R32_C10", backbone=__file__), grey)
     assert found == ("the data set is '10 classes in 1 channels', but must be 10 classes in 3 channels for R32_C10")
     many = SimpleNamespace(num_classes=100, image_shape=(3, 32, 32))
-    assert "must be 10 classes" in refused(BackboneConfig("R32_C10", backbone="unread"), many)
-    assert "but must be 100 classes" in refused(BackboneConfig("R32_C100", backbone="unread"))
+    assert "must be 10 classes" in refused(BackboneConfig("R32_C10", backbone=__file__), many)
+    assert "but must be 100 classes" in refused(BackboneConfig("R32_C100", backbone=__file__))
 
 
 def test_missing_files_and_folders_that_are_no_model_folders_are_refused(tmp_path: Path) -> None:
-    assert "there is no file" in refused(BackboneConfig("resnet8", backbone=str(tmp_path / "nowhere.pth")))
+    assert "but nothing is there" in refused(BackboneConfig("resnet8", backbone=str(tmp_path / "nowhere.pth")))
     assert "has no config.json" in refused(BackboneConfig("resnet8", backbone=str(tmp_path)))
     (tmp_path / "a.pth").write_bytes(b"x" * 100)
     assert "is damaged, or holds" in refused(BackboneConfig("resnet8", backbone=str(tmp_path / "a.pth")))
@@ -416,7 +416,7 @@ def test_checkpoints_with_missing_parts_are_refused(tmp_path: Path) -> None:
     del broken["logit.bias"]
     with pytest.raises(InputError, match=r"a\.t7, agent does not match the network: it lacks logit\.bias"):
         loading.trained(BackboneConfig("R32_C10", backbone=backbone), in_file({"agent": broken}, tmp_path / "a.t7"))
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="there is no "):
         loading.trained(BackboneConfig("R32_C10"), str(tmp_path / "nowhere.t7"))
 
 

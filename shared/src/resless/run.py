@@ -214,7 +214,7 @@ class Run:
         average_buffers(model, self.accelerator)
         folder = self.folder / "model"
         if self.accelerator.is_main_process:
-            with self._writing("the result"):
+            with self.writing("the result"):
                 weights.save_pretrained(
                     self.accelerator.unwrap_model(model),
                     folder,
@@ -285,7 +285,7 @@ class Run:
         if (self.folder / RECORD).exists():
             starts = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["starts"]
         config = {"command": self.command, **as_dict(self.config)}
-        with self._writing("its records"):
+        with self.writing("its records"):
             write_text(self.folder / RECORD, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
             write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
             # From the checkpoint: epochs that were recorded, but not saved, before a kill will be done again.
@@ -297,7 +297,7 @@ class Run:
         self.say(f"run folder {self.folder}, {self.accelerator.num_processes} process(es), {self.accelerator.device}")
 
     @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
+    def writing(self, what: str) -> Iterator[None]:
         """Turn a full or failing disk into one sentence."""
         try:
             yield
@@ -317,7 +317,7 @@ class Run:
         record.update(self._record, seconds=round(seconds, 3))
         self._history.append(record)
         if self.accelerator.is_main_process:
-            with self._writing("metrics"), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with self.writing("metrics"), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
             self._print(f"epoch {self.epoch + 1}/{self._count}  {shown}")
@@ -405,7 +405,7 @@ class Run:
             "extra": {name: item.state_dict() for name, item in self._state.items()},
         }
         name = f"epoch_{self.epoch:04d}" + (f"_step_{self.step:06d}" if self.step else "")
-        with self._writing(f"checkpoint {name}"):
+        with self.writing(f"checkpoint {name}"):
             return checkpoint.save(
                 self.folder / "checkpoints",
                 name,

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from resless.errors import InputError
+
+from blockdrop import method
+
+CONTROLS = {
+    "most_frequent": "most frequent policy for all",
+    "random": "random policies, same keep rates",
+    "all_blocks": "all blocks",
+    "dense": "dense, before fine-tuning",
+}
+"""What a policy network is compared with, and how that is called in tables and pictures."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,8 @@ class Decisions:
 
     def reward(self, penalty: float) -> float:
         """Mean reward (eq. 3)."""
-        return float(np.where(self.correct, 1 - self.kept.mean(axis=1) ** 2, penalty).mean())
+        correct, kept = torch.from_numpy(self.correct), torch.from_numpy(self.kept)
+        return method.reward(correct, kept, penalty).mean().item()
 
     def record(self, prefix: str, penalty: float) -> dict[str, float]:
         """What a run logs of them."""

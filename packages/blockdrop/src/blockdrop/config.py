@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -192,6 +193,8 @@ class EvalConfig(BackboneConfig):
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
         digits = self.policy is None or (self.policy != "" and set(self.policy) <= {"0", "1"})
         check(digits, "--policy", self.policy, "a digit 0 or 1 for each block")
+        plots = self.plots is None or not Path(self.plots).exists() or Path(self.plots).is_dir()
+        check(plots, "--plots", self.plots, "a folder")
         check(self.policy is None or self.specialise is not None, "--policy", self.policy, "given with --specialise")
         check_output(self.output)
 

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from resless import weights
 from resless.data.loaders import EvalBatches
 from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
 from resless.data.stream import StreamEvalBatches
-from resless.errors import InputError, check
+from resless.errors import InputError
 from resless.evaluate import average_buffers
 from resless.files import write_text
 from resless.report import table
@@ -24,11 +23,12 @@ from resless.run import accelerator as new_accelerator
 from torch import Tensor
 
 from blockdrop import costs, loading, speed
-from blockdrop.analyse import Decisions, collapse, digits, keep_rates, policies
+from blockdrop.analyse import CONTROLS, Decisions, collapse, digits, keep_rates, policies
 from blockdrop.config import MODELS, EvalConfig
 from blockdrop.costs import PAPER_UNITS, BlockCosts
 from blockdrop.model import BlockDropNet, SkippingResNet
 from blockdrop.plot import draw, draw_rewards
+from blockdrop.specialise import check_specialise, specialise
 
 Choose = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] -> policies, bool [N, K]."""
@@ -55,20 +55,25 @@ def decisions(
         executor: see `execute.run`.
 
     Raises:
+        InputError: outputs are not finite.
         RuntimeError: the processes together did not see each image once.
     """
     resnet, choose = resnet or net.resnet, choose or net.decide
     average_buffers(net, accelerator)
     modes = {module: module.training for module in net.modules()}
     net.eval()
-    rows = []
+    rows, finite = [], torch.tensor(True, device=accelerator.device)
     for images, labels in batches:
         with accelerator.autocast():
             policy = choose(images)
-            right = resnet(images, policy, executor).argmax(dim=1) == labels
+            logits = resnet(images, policy, executor)
+        right = logits.argmax(dim=1) == labels
+        finite &= logits.isfinite().all()
         rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
     for module, training in modes.items():
         module.training = training
+    if not finite:
+        raise InputError("the network's outputs overflow: evaluate it with --mixed-precision no or bf16")
     own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
     kept, correct, classes, seen = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))
     if len(np.unique(seen)) != batches.num_images or len(seen) != batches.num_images:
@@ -118,24 +123,20 @@ def controls(
     """
     frequent = torch.from_numpy(policies(found.kept).kept[0]).to(accelerator.device)
     rates = torch.from_numpy(keep_rates(found.kept))
-    random = torch.Generator().manual_seed(seed * accelerator.num_processes + accelerator.process_index)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn for all images, so that each has its policy whichever process it is on.
+    random = torch.bernoulli(rates.expand(int(found.images.max()) + 1, -1), generator=generator).bool()
 
     def same(images: Tensor) -> Tensor:
         return frequent.expand(len(images), -1)
 
-    def drawn(images: Tensor) -> Tensor:
-        return torch.bernoulli(rates.expand(len(images), -1), generator=random).bool().to(images.device)
-
-    def everything(images: Tensor) -> Tensor:
-        return torch.ones(len(images), net.num_blocks, dtype=torch.bool, device=images.device)
-
     chosen: dict[str, tuple[Choose, SkippingResNet]] = {
         "most_frequent": (same, net.resnet),
-        "random": (drawn, net.resnet),
-        "all_blocks": (everything, net.resnet),
+        "random": (in_order(random[batches.order]), net.resnet),
+        "all_blocks": (all_blocks(net), net.resnet),
     }
     if dense is not None:
-        chosen["dense"] = (everything, dense.to(accelerator.device).eval())
+        chosen["dense"] = (all_blocks(net), dense.to(accelerator.device).eval())
     result: dict[str, dict[str, Any]] = {}
     for name, (choose, resnet) in chosen.items():
         control = decisions(net, batches, accelerator, choose=choose, resnet=resnet)
@@ -148,6 +149,23 @@ def controls(
         }
     result["most_frequent"]["policy"] = digits(frequent.cpu().numpy())
     return result
+
+
+def all_blocks(net: BlockDropNet) -> Choose:
+    """Policies that keep everything."""
+    return lambda images: torch.ones(len(images), net.num_blocks, dtype=torch.bool, device=images.device)
+
+
+def in_order(kept: Tensor) -> Choose:
+    """Policies that are known beforehand, bool [n, K], a batch taking the next rows."""
+    taken = 0
+
+    def choose(images: Tensor) -> Tensor:
+        nonlocal taken
+        taken += len(images)
+        return kept[taken - len(images) : taken].to(images.device)
+
+    return choose
 
 
 def paper_lines(result: dict[str, Any]) -> str:
@@ -168,13 +186,7 @@ def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]], spl
         f"    (FLOPs are the paper's, 2 x MACs. MACs/img: {result['macs']:,.0f}, of which policy network "
         f"{result['policy_macs']:,}; the dense network takes {result['dense_macs']:,})"
     )
-    names = {
-        "most_frequent": "most frequent policy for all",
-        "random": "random policies, same keep rates",
-        "all_blocks": "all blocks",
-        "dense": "dense, before fine-tuning",
-    }
-    lines = {"policy network": result, **{names[name]: control for name, control in others.items()}}
+    lines = {"policy network": result, **{CONTROLS[name]: control for name, control in others.items()}}
     rows = [
         [
             name,
@@ -190,15 +202,25 @@ def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]], spl
         print(f"warning: the policies have collapsed: {result['collapse']}")
 
 
-def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet | None) -> Any:
-    """Read the test images, once, and write what a run ends with; returns its model folder."""
-    batches = data.evaluation(data.test)
+def report(
+    run: Run,
+    net: BlockDropNet,
+    data: Pipeline,
+    test_images: EvalBatches | StreamEvalBatches,
+    *,
+    dense: SkippingResNet | None = None,
+) -> Path:
+    """Read the test images, once, and write what a run ends with; returns its model folder.
+
+    `dense` is the residual network before fine-tuning, where there was any.
+    """
     cost = costs.count(net, data.example)
-    found = decisions(net, batches, run.accelerator)
+    found = decisions(net, test_images, run.accelerator)
     result = summary(found, cost) | {"stages": net.resnet.stages}
-    others = controls(net, batches, run.accelerator, found, cost, seed=run.settings.seed, dense=dense)
+    others = controls(net, test_images, run.accelerator, found, cost, seed=run.settings.seed, dense=dense)
     if run.accelerator.is_main_process:
-        found.save(run.folder / "policies.npz")
+        with run.writing("the decisions"):
+            found.save(run.folder / "policies.npz")
         print_summary(result, others)
     record = result | {"controls": others}
     folder = run.finish(
@@ -213,8 +235,9 @@ def report(run: Run, net: BlockDropNet, data: Pipeline, *, dense: SkippingResNet
         ),
     )
     if run.accelerator.is_main_process:
-        draw(found, data.test, run.folder, record)
-        draw_rewards(run.history, run.folder / "rewards.png")
+        with run.writing("pictures"):
+            draw(found, data.test, run.folder, record)
+            draw_rewards(run.history, run.folder / "rewards.png")
     return folder
 
 
@@ -224,8 +247,7 @@ def main(config: EvalConfig) -> dict[str, Any]:
     if config.load is None and config.model in MODELS and not Path(config.model).exists():
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
     net, preprocessing = loading.trained(config, config.load or config.model)
-    if config.specialise is not None:
-        check_specialise(config, net.num_blocks)
+    check_specialise(config, net.num_blocks)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(as_trained(config.data, preprocessing), config.seed, shards, preprocessing)
     images = data.train if config.split == "train" else data.test
@@ -233,58 +255,25 @@ def main(config: EvalConfig) -> dict[str, Any]:
     net = net.to(accelerator.device)
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    batches = data.evaluation(images, config.batch_size)
-    cost = costs.count(net, torch.zeros(1, *images.image_shape))
+    batches, example = data.evaluation(images, config.batch_size, preprocessing), torch.zeros(1, *images.image_shape)
+    cost = costs.count(net, example)
     found = decisions(net, batches, accelerator, executor=config.executor)
     result = summary(found, cost) | {"stages": net.resnet.stages}
     others = controls(net, batches, accelerator, found, cost, seed=config.seed) if config.controls else {}
+    result["controls"] = others
     if accelerator.is_main_process:
         print_summary(result, others, config.split)
-        record = result | {"controls": others}
         if config.repeats:
+            some = speed.some(batches)
             with accelerator.autocast():
-                timed = speed.measure(
-                    net, speed.some(batches), config.batch_size, cost, config.repeats, config.executor
-                )
-            speed.show(timed)
-            record["speed"] = timed
+                result["speed"] = speed.measure(net, some, config.batch_size, cost, config.repeats, config.executor)
+            speed.show(result["speed"])
         if config.output is not None:
-            write_text(Path(config.output), json.dumps(record, indent=1) + "\n")
+            write_text(Path(config.output), json.dumps(result, indent=1) + "\n")
         if config.plots is not None:
-            draw(found, images, Path(config.plots), record)
-        if config.specialise is not None:
-            specialise(net, config, policies(found.kept).kept[0], preprocessing, torch.zeros(1, *images.image_shape))
-        return record
+            draw(found, images, Path(config.plots), result)
+        specialise(net, config, policies(found.kept).kept[0], preprocessing, example)
     return result
-
-
-def check_specialise(config: EvalConfig, num_blocks: int) -> None:
-    """Refuse what `specialise` could not do, before the evaluation whose result would be lost with it."""
-    assert config.specialise is not None
-    if config.policy is not None:
-        length = len(config.policy)
-        check(length == num_blocks, "--policy", config.policy, f"{num_blocks} digits, not {length}")
-    weights.check_target(Path(config.specialise), config.overwrite)
-
-
-def specialise(
-    net: BlockDropNet, config: EvalConfig, most_frequent: np.ndarray, preprocessing: dict[str, Any], example: Tensor
-) -> None:
-    """Write the plain network of one policy as a model folder, and say what it costs."""
-    kept = most_frequent
-    if config.policy is not None:
-        kept = np.array([digit == "1" for digit in config.policy])
-    plain = net.specialised(kept).cpu()
-    assert config.specialise is not None
-    weights.save_pretrained(
-        plain,
-        config.specialise,
-        preprocessing=preprocessing,
-        description=f"The network of BlockDrop's policy {digits(kept)}: the blocks of digit 1, first block first.",
-        example=example,
-        overwrite=config.overwrite,
-    )
-    print(f"wrote {config.specialise}: {int(kept.sum())} of {net.num_blocks} blocks, policy {digits(kept)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Letters: N images, C channels, H x W pixels, K blocks. Blocks have `shortcut` an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -83,8 +83,9 @@ def _masked(blocks: Sequence[Block], x: Tensor, policy: Tensor) -> Tensor:
 
 def _gathered(blocks: Sequence[Block], x: Tensor, kept: np.ndarray) -> Tensor:
     moves, spans, back = _arranged(kept)
-    # All orders in one copy to the device.
-    orders = iter(torch.from_numpy(np.stack([*moves.values(), back])).to(x.device, non_blocking=True))
+    orders: Iterator[Tensor] = iter(())
+    if moves:  # all orders in one copy to the device
+        orders = iter(torch.from_numpy(np.stack([*moves.values(), back])).to(x.device, non_blocking=True))
     for index, (block, span) in enumerate(zip(blocks, spans, strict=True)):
         if index in moves:
             x = _reordered(x, next(orders))

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from resless import optim
-from resless.data.pipeline import Pipeline, check_fit
+from resless.data.pipeline import Pipeline, as_trained, check_fit
+from resless.errors import check
 from resless.run import Run
 
 from blockdrop import loading, method
 from blockdrop.config import FinetuneConfig
 from blockdrop.evaluate import decisions, report
+from blockdrop.model import BlockDropNet
 from blockdrop.rollouts import JointRollouts
 
 
@@ -33,10 +35,12 @@ def finetune(config: FinetuneConfig) -> Path:
     # A block that no image of a process keeps gets no gradient there.
     with Run(config, "blockdrop-finetune", label, unused_parameters=True) as run:
         net, preprocessing = loading.trained(config, config.pretrained)
-        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
+        data = Pipeline(as_trained(config.data, preprocessing), config.run.seed, run.shards, preprocessing)
         check_fit(net, data.train)
+        check_batch_norm(net, data)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
+        test_images = data.evaluation(data.test)
         dense = copy.deepcopy(net.resnet)
         optimizer = optim.build(net.parameters(), config.optim)
         model, optimizer = run.prepare(JointRollouts(net, config.alpha), optimizer)
@@ -64,8 +68,17 @@ def finetune(config: FinetuneConfig) -> Path:
             if held_out is not None:
                 run.log(**decisions(net, held_out, run.accelerator).record("held_out", config.penalty))
 
-        folder = report(run, net, data, dense=dense)
+        folder = report(run, net, data, test_images, dense=dense)
     return folder
+
+
+def check_batch_norm(net: BlockDropNet, data: Pipeline) -> None:
+    """Raise InputError where a block could see a single value a channel, of which batch norm has no variance."""
+    with torch.no_grad():
+        features = net.resnet.features(data.example, torch.zeros(1, net.num_blocks))
+    side, name = data.example.shape[-1], net.spec.options["backbone"]
+    wanted = f"larger for {name}: its last blocks see one pixel an image, and a block may be kept by one image alone"
+    check(features[0, 0].numel() > 1, "the image size", side, wanted)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,14 @@ def check_model(name: str) -> None:
         models.check_name(name)
 
 
+def check_backbone(config: BackboneConfig) -> None:
+    """Raise InputError, saying where to get one, unless there is a backbone."""
+    if config.backbone is None:
+        raise InputError(f"--backbone is missing: {where_to_get_one(config.model)}")
+    if not Path(config.backbone).exists():
+        raise InputError(f"--backbone is {config.backbone}, but nothing is there: {where_to_get_one(config.model)}")
+
+
 def preprocessing(config: BackboneConfig) -> dict[str, Any]:
     """`mean` and `std` that the backbone was trained with; nothing where that is the data set's affair."""
     if config.mean is not None and config.std is not None:
@@ -40,8 +48,8 @@ def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any
     Raises:
         InputError: no backbone is given, it cannot be read, or it is of another depth, shortcut or number of classes.
     """
-    if config.backbone is None:
-        raise InputError(where_to_get_one(config.model))
+    check_backbone(config)
+    assert config.backbone is not None
     known = MODELS.get(config.model)
     if known is not None:
         fits = (known.num_classes, 3) == (images.num_classes, images.image_shape[0])
@@ -91,6 +99,11 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
     if source is None:
         raise InputError(
             "--pretrained is missing: give the model folder of a blockdrop-train run, or an authors' checkpoint"
+        )
+    if not Path(source).exists():
+        raise InputError(
+            f"there is no {source}: give the model folder of a finished run of blockdrop-train or blockdrop-finetune, "
+            "or an authors' checkpoint"
         )
     if Path(source).is_dir():
         net = weights.from_pretrained(source)
@@ -178,6 +191,6 @@ def where_to_get_one(model: str) -> str:
     if name.startswith("torchvision/"):
         how = f"take torchvision's file of {name.removeprefix('torchvision/')} weights"
     return (
-        f"--backbone is missing: BlockDrop starts from a trained {name}. Give a model folder, or a checkpoint of that "
+        f"BlockDrop starts from a trained {name}. Give a model folder, or a checkpoint of that "
         f"network, or the authors' file; or {how}"
     )

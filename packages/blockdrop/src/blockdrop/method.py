@@ -43,11 +43,12 @@ def bounded(probabilities: Tensor, alpha: float) -> Tensor:
 
 def sample(probabilities: Tensor) -> Tensor:
     """A policy drawn from probabilities [N, K], each block by itself: bool [N, K]."""
-    return torch.bernoulli(probabilities).bool()
+    # Not torch.bernoulli, which stops on a NaN: let the loss tell, with its epoch and step.
+    return torch.rand_like(probabilities) < probabilities
 
 
 def greedy(probabilities: Tensor) -> Tensor:
-    """The policy that runs the blocks of probability 1/2 or more: bool [N, K]. The same for p and for bounded p."""
+    """The policy that runs the blocks of probability 1/2 or more, of the unbounded ones: bool [N, K]."""
     return probabilities >= 0.5
 
 
@@ -64,6 +65,7 @@ def log_likelihood(probabilities: Tensor, policy: Tensor, decided: Tensor) -> Te
 
 def entropy(probabilities: Tensor, decided: Tensor) -> Tensor:
     """Entropy [N] in nats of the policies that probabilities [N, K] give, over the blocks that `decided` marks."""
+    # Deviation: of both outcomes, and of open blocks only; the paper does not write its entropy out.
     terms = sum(-p * p.clamp_min(LEAST_PROBABILITY).log() for p in (probabilities, 1 - probabilities))
     return (terms * decided).sum(dim=1)
 

@@ -61,7 +61,11 @@ class SkippingResNet(nn.Module):
 
     def forward(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
         """Logits [N, num_classes] of images [N, C, H, W] under policies, 0/1 [N, K]; see `execute.run`."""
-        return self.net.head(self._run(self.net.stem(images), policy, executor, first=0))
+        return self.net.head(self.features(images, policy, executor))
+
+    def features(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
+        """Features [N, C', H', W'] after the blocks."""
+        return self._run(self.net.stem(images), policy, executor, first=0)
 
     def rollouts(self, images: Tensor, policies: Sequence[Tensor], first_open: int = 0) -> list[Tensor]:
         """Logits under several policies, which all keep every block before `first_open`: those run once for all."""

@@ -30,7 +30,7 @@ from resless.files import write_text
 from resless.report import COLOURS, canvas, figure, save, style
 
 from blockdrop import analyse
-from blockdrop.analyse import Decisions, Policies
+from blockdrop.analyse import CONTROLS, Decisions, Policies
 from blockdrop.config import PlotConfig
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ EASY, COLUMNS = 16, 8  # easy images drawn, and as many hard ones; images in a r
 COMMANDS = "blockdrop-train or blockdrop-finetune"
 RESULT = {"top1", "cost_fraction", "policy_macs", "dense_macs", "controls"}
 """Keys of a run's result.json that are used here."""
-CONTROLS = {
-    "most_frequent": ("most frequent policy for all", "s", ORANGE),
-    "random": ("random, same keep rates", "^", GREEN),
-    "all_blocks": ("all blocks", "D", BLACK),
-    "dense": ("dense, before fine-tuning", "X", COLOURS[3]),
+CONTROL_MARKERS = {
+    "most_frequent": ("s", ORANGE),
+    "random": ("^", GREEN),
+    "all_blocks": ("D", BLACK),
+    "dense": ("X", COLOURS[3]),
 }
 
 
@@ -222,8 +222,9 @@ def draw_cost_accuracy(result: Mapping[str, Any], path: Path) -> None:
     axes.plot([cost - own, cost], [top1, top1], color=BLUE, linewidth=2, label="cost of the policy network itself")
     axes.plot(cost, top1, "o", color=BLUE, markersize=9, label=_point("policy network", top1, cost))
     accuracies = [top1]
-    for name, (label, marker, colour) in CONTROLS.items():
+    for name, (marker, colour) in CONTROL_MARKERS.items():
         if name in result["controls"]:
+            label = CONTROLS[name]
             x, y = (100 * result["controls"][name][key] for key in ("cost_fraction", "top1"))
             axes.plot(x, y, marker, color=colour, markersize=8, alpha=0.85, label=_point(label, y, x))
             accuracies.append(y)
@@ -245,8 +246,8 @@ def draw_rewards(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Reward, accuracy and blocks used by epoch, from the lines of `metrics.jsonl`; without epochs, no picture.
 
     Means over the training images of an epoch, under the greedy policies and under the sampled ones; with the blocks,
-    how many the curriculum has opened. Held-out images, where there are some, are always decided on with all blocks
-    open, so that they join the others only when the curriculum ends.
+    how many the curriculum has opened. Held-out images, where there are some, are decided on as far as the
+    curriculum has opened blocks.
     """
     if not records:
         return
@@ -406,3 +407,9 @@ def _short(name: str, length: int) -> str:
 
 def _point(label: str, top1: float, cost: float) -> str:
     return f"{label}: {top1:.2f} % at {cost:.1f} %"
+
+
+if __name__ == "__main__":
+    from blockdrop.cli import plot as script
+
+    script()

@@ -62,10 +62,11 @@ class CurriculumRollouts(nn.Module):
 
     def forward(self, images: Tensor, num_open: int) -> Rollouts:
         """Rollouts of images [N, C, H, W] with the last `num_open` blocks decided, the others kept."""
-        probabilities = method.bounded(self.net.policy(images), self.alpha)
+        certain = self.net.policy(images)
+        probabilities = method.bounded(certain, self.alpha)
         closed = ~method.open_blocks(num_open, self.net.num_blocks, device=images.device)
         sampled = method.sample(probabilities.detach()) | closed
-        baseline = method.greedy(probabilities.detach()) | closed
+        baseline = method.greedy(certain) | closed
         with torch.no_grad():
             first_open = self.net.num_blocks - num_open
             logits = self.net.resnet.rollouts(images, [sampled, baseline], first_open)
@@ -84,10 +85,13 @@ class JointRollouts(nn.Module):
 
     def forward(self, images: Tensor) -> Rollouts:
         """Rollouts of images [N, C, H, W], all blocks decided."""
-        probabilities = method.bounded(self.net.policy(images), self.alpha)
-        sampled, baseline = method.sample(probabilities.detach()), method.greedy(probabilities.detach())
+        certain = self.net.policy(images)
+        probabilities = method.bounded(certain, self.alpha)
+        sampled, baseline = method.sample(probabilities.detach()), method.greedy(certain)
         with torch.no_grad(), evaluating(self.net.resnet):
             baseline_logits = self.net.resnet(images, baseline)
+        # Older torch versions would go on with the weights that were cast in the pass above, which have no gradient.
+        torch.clear_autocast_cache()
         return Rollouts(probabilities, sampled, baseline, self.net.resnet(images, sampled), baseline_logits)
 
 

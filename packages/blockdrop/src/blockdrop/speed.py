@@ -26,8 +26,7 @@ def some(batches: Iterable[tuple[Tensor, Tensor]], count: int = IMAGES) -> Tenso
         found.append(images)
         if sum(map(len, found)) >= count:
             break
-    joined = torch.cat(found)[:count]
-    return joined.contiguous(memory_format=torch.channels_last) if _is_channels_last(found[0]) else joined
+    return torch.cat(found)[:count]
 
 
 def measure(
@@ -105,7 +104,3 @@ def show(timed: dict[str, Any]) -> None:
     print(
         f"by MACs it could be {timed['ideal_speedup']:.2f}: {100 * timed['share_of_ideal']:.0f} % of that is measured"
     )
-
-
-def _is_channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()

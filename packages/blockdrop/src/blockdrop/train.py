@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 
 from resless import optim
-from resless.data.pipeline import Pipeline
-from resless.errors import InputError
+from resless.data.pipeline import Pipeline, as_trained
 from resless.run import Run
 from torch import Tensor
 
 from blockdrop import loading, method
 from blockdrop.config import TrainConfig
-from blockdrop.evaluate import decisions, report
+from blockdrop.evaluate import all_blocks, decisions, report
 from blockdrop.model import BlockDropNet
 from blockdrop.rollouts import CurriculumRollouts
+
+BACKBONE_IMAGES = 2000
+LEAST_BACKBONE_TOP1 = 0.5
 
 
 def train(config: TrainConfig) -> Path:
@@ -31,15 +33,17 @@ def train(config: TrainConfig) -> Path:
         InputError: no backbone, or one that does not fit the model or the data.
     """
     loading.check_model(config.model)
-    if config.backbone is None:  # said before a data set is fetched for nothing
-        raise InputError(loading.where_to_get_one(config.model))
+    loading.check_backbone(config)  # before a data set is fetched for nothing
     with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
-        data = Pipeline(config.data, config.run.seed, run.shards, loading.preprocessing(config))
+        preprocessing = loading.preprocessing(config)
+        data = Pipeline(as_trained(config.data, preprocessing), config.run.seed, run.shards, preprocessing)
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
+        test_images = data.evaluation(data.test)
         if config.policy_weights is not None:
             loading.load_policy_features(net.policy, config.policy_weights)
+        say_backbone(run, net, data)
         optimizer = optim.build(net.policy.parameters(), config.optim)
         model, optimizer = run.prepare(CurriculumRollouts(net, config.alpha), optimizer)
 
@@ -70,11 +74,22 @@ def train(config: TrainConfig) -> Path:
                 f"warning: {num_undecided} of {net.num_blocks} blocks were never decided on: "
                 "more --epochs or a larger --curriculum-step would open them"
             )
-        folder = report(run, net, data, dense=None)
+        folder = report(run, net, data, test_images)
         where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
         source = f"--pretrained {folder} --dataset {config.data.dataset}{where}"
         run.say(f"next: blockdrop-finetune --model {config.model} {source}")
     return folder
+
+
+def say_backbone(run: Run, net: BlockDropNet, data: Pipeline) -> None:
+    """Say how good the backbone is, before hours are spent on a wrong one: a checkpoint file does not tell how a
+    network passes on its input where sizes change, nor what it expects of its images."""
+    indices = data.split[0]
+    some = data.evaluation(data.train, indices=indices[:: max(1, len(indices) // BACKBONE_IMAGES)])
+    found = decisions(net.to(run.accelerator.device), some, run.accelerator, choose=all_blocks(net))
+    run.say(f"the backbone is right on {100 * found.top1:.1f} % of {len(found.correct):,} training images")
+    if found.top1 < LEAST_BACKBONE_TOP1:
+        run.say("warning: that is little for a trained network: check --shortcut, --mean and --std")
 
 
 def _open_blocks_decided(net: BlockDropNet, decided: Tensor, images: Tensor) -> Tensor:

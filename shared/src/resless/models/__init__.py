@@ -153,8 +153,9 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, int]]:
     """The function that builds a network, and the numbers in the name, which it takes as arguments."""
-    for added in entry_points(group=ENTRY_POINTS, name=name):
-        return added.load(), {}
+    if not any(re.fullmatch(family.pattern, name) for family in _FAMILIES):
+        for added in entry_points(group=ENTRY_POINTS, name=name):
+            return added.load(), {}
     family, numbers = _parse(name)
     module, function = family.builder.split(":")
     return getattr(import_module(f"resless.models.{module}"), function), numbers

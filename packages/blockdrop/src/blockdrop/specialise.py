@@ -1,0 +1,46 @@
+"""The plain network of one policy, as a model folder: `blockdrop-eval --specialise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from resless import weights
+from resless.errors import check
+from torch import Tensor
+
+from blockdrop.analyse import digits
+from blockdrop.config import EvalConfig
+from blockdrop.model import BlockDropNet
+
+
+def check_specialise(config: EvalConfig, num_blocks: int) -> None:
+    """Refuse what `specialise` could not do, before the evaluation whose result would be lost with it.
+
+    Raises:
+        InputError: a policy of another length than K, a folder that is not to be overwritten.
+    """
+    if config.policy is not None:
+        length = len(config.policy)
+        check(length == num_blocks, "--policy", config.policy, f"{num_blocks} digits, not {length}")
+    if config.specialise is not None:
+        weights.check_target(Path(config.specialise), config.overwrite)
+
+
+def specialise(
+    net: BlockDropNet, config: EvalConfig, most_frequent: np.ndarray, preprocessing: dict[str, Any], example: Tensor
+) -> None:
+    """Write the network of `--policy`, or of the most frequent policy, bool [K], where `--specialise` asks for it."""
+    if config.specialise is None:
+        return
+    kept = most_frequent if config.policy is None else np.array([digit == "1" for digit in config.policy])
+    weights.save_pretrained(
+        net.specialised(kept).cpu(),
+        config.specialise,
+        preprocessing=preprocessing,
+        description=f"The network of BlockDrop's policy {digits(kept)}: the blocks of digit 1, first block first.",
+        example=example,
+        overwrite=config.overwrite,
+    )
+    print(f"wrote {config.specialise}: {int(kept.sum())} of {net.num_blocks} blocks, policy {digits(kept)}")
