@@ -2,8 +2,9 @@
 
     python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet32.th
 
-The recipe R32_C10_short, run as a user would run it, each stage in a process of its own; finished runs below `--runs`
-are not repeated, so that several processes can do some `--penalties` each, and one more collect them.
+The recipes R32_C10_short and R32_C10_short_again, run as a user would run them, each stage in a process of its own;
+finished runs below `--runs` are not repeated, so that several processes can do some `--penalties` each, and one more
+collect them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import tyro
 from _results import write
 
-RECIPE = "R32_C10_short"
+CURRICULUM = FINETUNE = "R32_C10_short"
+AGAIN = "R32_C10_short_again"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Options:
     """Standard deviation, likewise."""
     penalties: tuple[float, ...] = (-1.0, -2.0, -4.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
+    again: tuple[float, ...] = (-1.0,)
+    """Of these penalties, those whose network is fine-tuned a second time."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""
 
@@ -48,22 +52,25 @@ def main(options: Options) -> None:
         *("--backbone", options.backbone, "--shortcut", options.shortcut),
         *("--mean", *map(str, options.mean), "--std", *map(str, options.std)),
     ]
-    results = {"curriculum": run("blockdrop.train", curriculum, options, source), "finetuned": []}
+    results = {"curriculum": run("blockdrop.train", CURRICULUM, curriculum, options, source), "finetuned": []}
     for penalty in options.penalties:
-        folder = Path(options.runs) / f"penalty{penalty:g}"
-        arguments = ["--pretrained", str(curriculum / "model"), "--penalty", str(penalty)]
-        results["finetuned"].append(run("blockdrop.finetune", folder, options, arguments))
+        once, twice = (Path(options.runs) / f"penalty{penalty:g}{again}" for again in ("", "-again"))
+        stages = [(FINETUNE, curriculum, once)] + [(AGAIN, once, twice)] * (penalty in options.again)
+        for recipe, start, folder in stages:
+            arguments = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
+            results["finetuned"].append(run("blockdrop.finetune", recipe, folder, options, arguments))
     write("blockdrop-cifar", results)
 
 
-def run(module: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
-    """One command of the recipe, unless it is finished; what came out, with its settings and environment."""
+def run(module: str, recipe: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
+    """One command of a recipe, unless it is finished; what came out, with its settings and environment."""
     if not (folder / "result.json").exists():
         data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
-        common = ["--recipe", RECIPE, "--run-dir", str(folder), "--resume", "auto"]
+        common = ["--recipe", recipe, "--run-dir", str(folder), "--resume", "auto"]
         subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
+        "recipe": recipe,
         "result": read(folder / "result.json"),
         "epochs": epochs,
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),

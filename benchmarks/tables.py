@@ -117,7 +117,7 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
         found, controls = run["result"], run["result"]["controls"]
         rows.append(
             [
-                f"γ {run['settings']['penalty']:g}",
+                label(run),
                 f"{100 * found['top1']:.2f} %",
                 f"{found['blocks_used']:.2f} ± {found['blocks_used_sd']:.2f} of {found['num_blocks']}",
                 f"{found['macs'] / 1e6:.1f} ± {found['macs_sd'] / 1e6:.1f} M",
@@ -141,6 +141,12 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
     return report.markdown(
         [*columns, *(f"control: {CONTROLS[n]}" for n in ("most_frequent", "random", "all_blocks"))], rows
     )
+
+
+def label(run: dict[str, Any]) -> str:
+    """A penalty, and whether the network was fine-tuned a second time."""
+    twice = ", again" if run["recipe"].endswith("_again") else ""
+    return f"γ {run['settings']['penalty']:g}{twice}"
 
 
 def at_cost(control: dict[str, Any]) -> str:
