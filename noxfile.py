@@ -33,7 +33,11 @@ DEMO = [
     "blockdrop-eval --model runs/demo/blockdrop/model --specialise runs/demo/one-policy",
 ]
 
-BENCHMARKS = ["benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py", "benchmarks/speed.py"]
+BENCHMARKS = [
+    *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
+    *("benchmarks/blockdrop_cifar.py", "benchmarks/blockdrop_throughput.py"),
+    "benchmarks/speed.py",
+]
 
 LINT = [
     ["ruff", "check"],

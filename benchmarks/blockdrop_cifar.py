@@ -1,6 +1,6 @@
 """BlockDrop with a ResNet-32 on CIFAR-10: one curriculum, then joint fine-tuning at several penalties.
 
-    python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet32.th
+    python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet32-d509ac18.th
 
 The recipes R32_C10_short and R32_C10_short_again, run as a user would run them, each stage in a process of its own;
 finished runs below `--runs` are not repeated, so that several processes can do some `--penalties` each, and one more
@@ -27,12 +27,12 @@ AGAIN = "R32_C10_short_again"
 class Options:
     """What to run, and where."""
 
-    backbone: str
-    """Trained ResNet-32: a model folder, or a checkpoint file."""
+    backbone: str | None = None
+    """Trained ResNet-32, a checkpoint file; None trains one first, which takes hours."""
     data_dir: str | None = None
     """Folder that holds CIFAR-10; None looks it up on the hub."""
     shortcut: str = "subsample"
-    """Shortcut of the network in a checkpoint file."""
+    """Shortcut of the network in the checkpoint file."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel that it was trained with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -48,18 +48,27 @@ class Options:
 def main(options: Options) -> None:
     """Run both stages, then write one result file."""
     curriculum = Path(options.runs) / "curriculum"
-    source = [
-        *("--backbone", options.backbone, "--shortcut", options.shortcut),
-        *("--mean", *map(str, options.mean), "--std", *map(str, options.std)),
-    ]
-    results = {"curriculum": run("blockdrop.train", CURRICULUM, curriculum, options, source), "finetuned": []}
+    results = {
+        "curriculum": run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options)),
+        "finetuned": [],
+    }
     for penalty in options.penalties:
         once, twice = (Path(options.runs) / f"penalty{penalty:g}{again}" for again in ("", "-again"))
         stages = [(FINETUNE, curriculum, once)] + [(AGAIN, once, twice)] * (penalty in options.again)
         for recipe, start, folder in stages:
             arguments = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
-            results["finetuned"].append(run("blockdrop.finetune", recipe, folder, options, arguments))
-    write("blockdrop-cifar", results)
+            finetuned.append(run("blockdrop.finetune", recipe, folder, options, arguments))
+    write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
+
+
+def backbone(options: Options) -> list[str]:
+    """The arguments that name the trained network, which is trained here where there is none."""
+    if options.backbone is None:
+        dense = Path(options.runs) / "dense"
+        run("resless.train", "resnet32", dense, options, ["--shortcut", "avgpool"])
+        return ["--backbone", str(dense / "model")]
+    statistics = ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
+    return ["--backbone", options.backbone, "--shortcut", options.shortcut, *statistics]
 
 
 def run(module: str, recipe: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:

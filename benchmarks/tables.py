@@ -230,7 +230,7 @@ def draw_blockdrop_throughput(file: dict[str, Any]) -> None:
             xlabel="blocks kept, %", ylabel="speed-up over the dense network", title=f"{model}, batch {PICTURED_BATCH}"
         )
         axes.legend(frameon=False, fontsize=8)
-        report.save(drawing, FOLDER / f"blockdrop-throughput-{model.lower()}.png")
+        report.save(drawing, FOLDER / f"blockdrop-throughput-{model.lower().replace('_', '-')}.png")
 
 
 def quartiles(line: Sequence[dict[str, Any]], ratio: str) -> dict[str, Any]:
