@@ -48,10 +48,8 @@ class Options:
 def main(options: Options) -> None:
     """Run both stages, then write one result file."""
     curriculum = Path(options.runs) / "curriculum"
-    results = {
-        "curriculum": run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options)),
-        "finetuned": [],
-    }
+    first = run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options))
+    finetuned = []
     for penalty in options.penalties:
         once, twice = (Path(options.runs) / f"penalty{penalty:g}{again}" for again in ("", "-again"))
         stages = [(FINETUNE, curriculum, once)] + [(AGAIN, once, twice)] * (penalty in options.again)
