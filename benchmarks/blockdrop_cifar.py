@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from _results import write
+from _results import FOLDER, write
 
 CURRICULUM = FINETUNE = "R32_C10_short"
 AGAIN = "R32_C10_short_again"
@@ -39,8 +39,10 @@ class Options:
     """Standard deviation, likewise."""
     penalties: tuple[float, ...] = (-1.0, -2.0, -4.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: tuple[float, ...] = (-1.0,)
-    """Of these penalties, those whose network is fine-tuned a second time."""
+    again: bool = True
+    """Fine-tune the network of the first penalty a second time, by the recipe's own penalty."""
+    pictures: str = "again"
+    """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""
 
@@ -49,14 +51,16 @@ def main(options: Options) -> None:
     """Run both stages, then write one result file."""
     curriculum = Path(options.runs) / "curriculum"
     first = run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options))
+    stages = [(FINETUNE, f"penalty{value:g}", curriculum, ["--penalty", str(value)]) for value in options.penalties]
+    if options.again:
+        stages.append((AGAIN, "again", Path(options.runs) / stages[0][1], []))
     finetuned = []
-    for penalty in options.penalties:
-        once, twice = (Path(options.runs) / f"penalty{penalty:g}{again}" for again in ("", "-again"))
-        stages = [(FINETUNE, curriculum, once)] + [(AGAIN, once, twice)] * (penalty in options.again)
-        for recipe, start, folder in stages:
-            arguments = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
-            finetuned.append(run("blockdrop.finetune", recipe, folder, options, arguments))
+    for recipe, name, start, arguments in stages:
+        source = ["--pretrained", str(start / "model"), *arguments]
+        finetuned.append(run("blockdrop.finetune", recipe, Path(options.runs) / name, options, source))
     write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
+    pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
+    subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)
 
 
 def backbone(options: Options) -> list[str]:

@@ -144,9 +144,9 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
 
 
 def label(run: dict[str, Any]) -> str:
-    """A penalty, and whether the network was fine-tuned a second time."""
-    twice = ", again" if run["recipe"].endswith("_again") else ""
-    return f"γ {run['settings']['penalty']:g}{twice}"
+    """The penalty; of a network that was fine-tuned a second time, both."""
+    first = "γ -1, then " if run["recipe"].endswith("_again") else ""
+    return f"{first}γ {run['settings']['penalty']:g}"
 
 
 def at_cost(control: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from torch import nn
 from resless.config import EvalConfig
 from resless.errors import InputError
 
+MACS_IMAGES = 64
+
 
 class Shares(Protocol):
     """This process's share of the images of a data set, of which there are `num_images` over all processes."""
@@ -110,10 +112,13 @@ def main(config: EvalConfig) -> Evaluation:
         weights.load(model, config.weights)
     if config.mean is not None:
         preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
-    example = torch.zeros(1, *images.image_shape)
-    cost = {"parameters": costs.count_parameters(model), "macs": costs.macs(model, example)}
+    batches = data.evaluation(images, config.batch_size, preprocessing)
+    # Of real images, on average: what a network executes may depend on them.
+    blank = torch.zeros(1, *images.image_shape)  # for a process without any image
+    some = next(iter(batches), (blank,))[0][:MACS_IMAGES].cpu()
+    cost = {"parameters": costs.count_parameters(model), "macs": round(costs.macs(model, some) / len(some))}
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
-    result = evaluate(model, data.evaluation(images, config.batch_size, preprocessing), accelerator)
+    result = evaluate(model, batches, accelerator)
     if accelerator.is_main_process:
         row = [f"{result.images:,}", f"{100 * result.top1:.2f}", f"{100 * result.top5:.2f}", f"{result.loss:.4f}"]
         costs_row = [f"{cost['parameters']:,}", f"{cost['macs']:,}"]

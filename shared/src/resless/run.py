@@ -172,7 +172,8 @@ class Run:
         for images, labels in batches.epoch(self.epoch, self.step):
             yield images, labels
             self.step += 1
-            if len(self._unchecked_losses) >= LOSS_CHECK_STEPS:
+            # At an epoch's end too, before anything is evaluated.
+            if len(self._unchecked_losses) >= LOSS_CHECK_STEPS or self.step == per_epoch:
                 self._check_losses()
             if self._progress.due():
                 shown = {name: float(total) / self.step for name, total in self._totals.items()}

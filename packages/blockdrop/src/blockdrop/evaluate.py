@@ -62,17 +62,17 @@ def decisions(
     average_buffers(net, accelerator)
     modes = {module: module.training for module in net.modules()}
     net.eval()
-    rows, finite = [], torch.tensor(True, device=accelerator.device)
+    rows, overflows = [], torch.zeros((), device=accelerator.device)
     for images, labels in batches:
         with accelerator.autocast():
             policy = choose(images)
             logits = resnet(images, policy, executor)
         right = logits.argmax(dim=1) == labels
-        finite &= logits.isfinite().all()
+        overflows += ~logits.isfinite().all()
         rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
     for module, training in modes.items():
         module.training = training
-    if not finite:
+    if accelerator.reduce(overflows, reduction="sum") > 0:  # on all processes, or some would wait for the others
         raise InputError("the network's outputs overflow: evaluate it with --mixed-precision no or bf16")
     own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
     kept, correct, classes, seen = (np.concatenate(column) for column in zip(*gather_object(own), strict=True))

@@ -33,13 +33,12 @@ def check_backbone(config: BackboneConfig) -> None:
 
 
 def preprocessing(config: BackboneConfig) -> dict[str, Any]:
-    """`mean` and `std` that the backbone was trained with; nothing where that is the data set's affair."""
-    if config.mean is not None and config.std is not None:
-        return {"mean": list(config.mean), "std": list(config.std)}
+    """What the backbone expects of its images: `mean` and `std`, of a model folder `image_size` too; nothing where that
+    is the data set's affair."""
     if config.backbone is not None and Path(config.backbone).is_dir():
-        return weights.read_config(config.backbone)["preprocessing"]
+        return weights.read_config(config.backbone)["preprocessing"] | _statistics(config)
     known = MODELS.get(config.model)
-    return {"mean": list(known.mean), "std": list(known.std)} if known else {}
+    return ({"mean": list(known.mean), "std": list(known.std)} if known else {}) | _statistics(config)
 
 
 def with_backbone(config: BackboneConfig, images: Images | Stream, **policy: Any) -> BlockDropNet:
@@ -113,9 +112,7 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         if config.backbone is not None:
             raise InputError(f"--backbone is {config.backbone}, but {source} has a residual network: leave it out")
         _check_name(config, net, source)
-        own = weights.read_config(source)["preprocessing"]
-        given = {"mean": list(config.mean), "std": list(config.std)} if config.mean and config.std else {}
-        return net, own | given
+        return net, weights.read_config(source)["preprocessing"] | _statistics(config)
     content = weights.read_checkpoint(source)
     if isinstance(content, Mapping) and "resnet" in content:
         return load_original(config.model, source), preprocessing(config)
@@ -158,6 +155,11 @@ def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) ->
     _check_name(config, net, folder)
     net.resnet.net.load_state_dict(backbone.state_dict())
     return net
+
+
+def _statistics(config: BackboneConfig) -> dict[str, Any]:
+    """`--mean` and `--std`, where they are given."""
+    return {"mean": list(config.mean), "std": list(config.std)} if config.mean and config.std else {}
 
 
 def _shortcut(config: BackboneConfig) -> dict[str, Any]:

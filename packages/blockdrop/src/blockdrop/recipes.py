@@ -76,9 +76,10 @@ _SHORT_FINETUNE = replace(
 _SHORT_AGAIN = replace(
     _SHORT_FINETUNE,
     pretrained="runs/R32_C10_short-finetuned/model",
+    penalty=-1.5,
     alpha=0.98,
     policy_reduction="mean",
-    optim=Optim("sgd", lr=0.03, weight_decay=1e-4, batch_size=128, epochs=12, schedule="cosine"),
+    optim=Optim("sgd", lr=0.03, weight_decay=1e-4, batch_size=128, epochs=10, schedule="cosine"),
     run=_run("R32_C10_short-again"),
 )
 

@@ -77,12 +77,8 @@ def check_name(name: str) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether `create(name)` knows this network, from here or from another distribution."""
-    try:
-        _builder(name)
-    except InputError:
-        return False
-    return True
+    """Whether this is the name of a network, from here or from another distribution; its depth may be impossible."""
+    return _is_own(name) or bool(entry_points(group=ENTRY_POINTS, name=name))
 
 
 def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -153,12 +149,16 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, int]]:
     """The function that builds a network, and the numbers in the name, which it takes as arguments."""
-    if not any(re.fullmatch(family.pattern, name) for family in _FAMILIES):
+    if not _is_own(name):
         for added in entry_points(group=ENTRY_POINTS, name=name):
             return added.load(), {}
     family, numbers = _parse(name)
     module, function = family.builder.split(":")
     return getattr(import_module(f"resless.models.{module}"), function), numbers
+
+
+def _is_own(name: str) -> bool:
+    return any(re.fullmatch(family.pattern, name) for family in _FAMILIES)
 
 
 def _parse(name: str) -> tuple[_Family, dict[str, int]]:
