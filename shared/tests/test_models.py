@@ -15,7 +15,8 @@ import torchvision
 from resless import models, weights
 from resless.errors import InputError
 from resless.models import options
-from resless.models.resnet import AvgPoolShortcut, ShortcutOnly, SubsampleShortcut
+from resless.models.lenet import LeNet5
+from resless.models.resnet import AvgPoolShortcut, ResNet, ShortcutOnly, SubsampleShortcut
 from resless.models.torchvision_resnet import DownsampleOnly, of_layers
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
@@ -111,7 +112,8 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "added-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{models.ENTRY_POINTS}]\nadded_net = added_module:build\n")
+    added = "".join(f"{name} = added_module:build\n" for name in ("added_net", "resnet20", "resnet33", "lenet5"))
+    (info / "entry_points.txt").write_text(f"[{models.ENTRY_POINTS}]\n{added}")
     (tmp_path / "added_module.py").write_text(
         "from torch import nn\n"
         "def build(*, num_classes, in_channels, width, options=None, deep=False):\n"
@@ -153,9 +155,37 @@ def test_a_model_folder_of_an_added_network_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded.weight, model.weight)
 
 
-def test_without_its_distribution_an_added_network_is_unknown() -> None:
+@pytest.mark.usefixtures("added")
+def test_added_networks_do_not_take_the_names_of_those_that_are_here() -> None:
+    assert isinstance(models.create("resnet20"), ResNet)
+    assert isinstance(models.create("lenet5"), LeNet5)
+    assert "width" not in models.option_defaults("resnet20")
+    with pytest.raises(InputError, match="depth is 33"):
+        models.create("resnet33", width=2)
+
+
+def test_without_its_distribution_an_added_network_is_unknown(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown model 'added_net'"):
         models.create("added_net")
+    weights.save_pretrained(models.create("resnet8"), tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"resnet8"', '"added_net"'))
+    with pytest.raises(
+        InputError, match=r"unknown model 'added_net'.*; if it comes with another package, install that$"
+    ):
+        weights.from_pretrained(tmp_path / "model")
+
+
+def test_only_unknown_names_may_come_with_another_package(tmp_path: Path) -> None:
+    weights.save_pretrained(models.create("resnet8"), tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    written = config.read_text()
+    for old, new in (('"resnet8"', '"resnet33"'), ('"num_classes": 10', '"num_classes": 0')):
+        assert old in written
+        config.write_text(written.replace(old, new))
+        with pytest.raises(InputError) as error:
+            weights.from_pretrained(tmp_path / "model")
+        assert "another package" not in str(error.value)
 
 
 # --- ResNets

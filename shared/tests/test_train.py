@@ -161,4 +161,4 @@ def test_every_recipe_names_a_network_and_a_data_set():
     assert len(TRAIN) >= 9
     for name, recipe in TRAIN.items():
         models.check_name(recipe.model)
-        assert recipe.model == ("lenet_300_100" if name == "smoke" else name)
+        assert recipe.model == {"smoke": "lenet_300_100", "smoke_resnet": "resnet20"}.get(name, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from blockdrop import evaluate
 from blockdrop.config import Optim, Run, TrainConfig
 from blockdrop.model import BlockDropNet
 from blockdrop.train import train
+from PIL import Image
 from resless import report, weights
-from resless.data import Images, pipeline
+from resless.data import Images, load, pipeline
 from resless.data.pipeline import Pipeline, Shards
 from resless.recipes import TRAIN
 from resless.train import train as train_dense
@@ -48,6 +49,25 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(images, images=images.images[:count], labels=images.labels[:count])
 
     monkeypatch.setattr(pipeline, "load", first)
+
+
+@pytest.fixture
+def digit_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Makes a data set in a folder, which has no size of its own: the first `count` digits of some splits."""
+
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+    def make(*splits: str, side: int = 8, count: int = 40) -> str:
+        folder = tmp_path_factory.mktemp("digits")
+        for split in splits:
+            images = load("digits", split)
+            for index in range(count):
+                path = folder / split / str(int(images.labels[index])) / f"{index:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(images.images[index, 0].numpy()).resize((side, side)).save(path)
+        return str(folder)
+
+    return make
 
 
 @pytest.fixture(scope="session")

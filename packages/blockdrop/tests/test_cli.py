@@ -322,6 +322,23 @@ def test_modules_run_as_scripts_on_two_processes(undecided: str, tmp_path: Path)
     assert json.loads((tmp_path / "two.json").read_text())["images"] == 360
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("train", cli.train), ("finetune", cli.finetune), ("evaluate", cli.evaluate), ("plot", cli.plot)],
+)
+def test_modules_give_the_help_of_the_scripts(name: str, entry: Callable[[], None], tmp_path: Path) -> None:
+    """As `python -m blockdrop.train --help`."""
+
+    def module() -> None:
+        sys.modules.pop(f"blockdrop.{name}", None)
+        runpy.run_module(f"blockdrop.{name}", run_name="__main__", alter_sys=True)
+
+    found, expected = (entered(command, "--help", cwd=tmp_path) for command in (module, entry))
+    assert found.code == expected.code == 0
+    assert found.printed == expected.printed
+    assert found.printed.startswith(f"usage: blockdrop-{'eval' if name == 'evaluate' else name} ")
+
+
 # --- bad input
 
 
@@ -349,15 +366,24 @@ def test_modules_run_as_scripts_on_two_processes(undecided: str, tmp_path: Path)
         (parsed_eval, "--model x --repeats 1", "--repeats is 1, but must be 0, or 2 or more"),
         (parsed_eval, "--model x --batch-size 0", "--batch-size is 0"),
         (parsed_eval, "--model x --output nowhere/x.json", "--output is 'nowhere/x.json'"),
+        (parsed_eval, "--model x --plots taken", "--plots is 'taken', but must be a folder"),
     ],
 )
 def test_bad_values_are_refused_while_parsing(
     command: Callable[[str], Any], arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
     with pytest.raises(InputError, match=message) as refused:
         command(arguments)
     assert "\n" not in str(refused.value)
+
+
+def test_pictures_may_go_to_a_folder_that_is_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new/folder"):
+        assert parsed_eval(f"--model x --plots {name}").plots == name
 
 
 def test_scripts_refuse_bad_values_in_one_sentence(tmp_path: Path) -> None:
@@ -386,10 +412,19 @@ def test_scripts_refuse_bad_values_in_one_sentence(tmp_path: Path) -> None:
         (cli.train, "--model R32_C10 --backbone BACKBONE --dataset digits", "3 channels for R32_C10"),
         (cli.finetune, "--model resnet20 --pretrained BACKBONE", "BACKBONE holds a plain resnet20"),
         (cli.finetune, "--model resnet20", "--pretrained is missing"),
-        (cli.finetune, "--model resnet20 --pretrained nowhere", "nowhere"),
-        (cli.evaluate, "--model nowhere", "nowhere"),
+        (
+            cli.train,
+            "--model resnet20 --backbone nowhere",
+            "--backbone is nowhere, but nothing is there: BlockDrop starts from a trained resnet20",
+        ),
+        (
+            cli.finetune,
+            "--model resnet20 --pretrained nowhere",
+            "there is no nowhere: give the model folder of a finished run of blockdrop-train or blockdrop-finetune, or",
+        ),
+        (cli.evaluate, "--model nowhere", "there is no nowhere: give the model folder of a finished run"),
         (cli.evaluate, "--model R110_C10", "--load is missing: give a model folder of a R110_C10"),
-        (cli.evaluate, "--model R110_C10 --load nowhere", "nowhere"),
+        (cli.evaluate, "--model R110_C10 --load nowhere", "there is no nowhere: give the model folder"),
         (cli.evaluate, "--model BACKBONE", "BACKBONE holds a plain resnet20"),
         (cli.plot, "--run-dir nowhere", "nowhere is no finished run"),
         (cli.plot, "--run-dir .", "is no finished run of blockdrop-train or blockdrop-finetune"),

@@ -19,8 +19,9 @@ from blockdrop.analyse import Decisions
 from blockdrop.config import EvalConfig
 from blockdrop.evaluate import controls, decisions, main, paper_lines, print_summary, summary
 from blockdrop.model import BlockDropNet
+from blockdrop.specialise import check_specialise, specialise
 from resless import weights
-from resless.config import DataConfig
+from resless.config import DataConfig, SourceConfig
 from resless.config import EvalConfig as DenseEvalConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
@@ -98,6 +99,35 @@ def test_an_image_that_was_seen_twice_is_an_error(undecided: str) -> None:
     twice = batches_of(undecided, 2, indices=torch.tensor([1, 2, 2]))
     with pytest.raises(RuntimeError, match="evaluated 3 images, but the data set has 3"):
         decisions(net_of(undecided), twice, accelerator("no"))
+
+
+def poisoned(folder: str, when: bool = True) -> BlockDropNet:
+    net = net_of(folder)
+    with torch.no_grad():
+        net.resnet.net.linear.bias[3] = math.nan if when else 0
+    return net
+
+
+OVERFLOW = "the network's outputs overflow: evaluate it with --mixed-precision no or bf16"
+
+
+def test_outputs_that_are_not_finite_are_an_error(undecided: str) -> None:
+    net = poisoned(undecided).train()
+    with pytest.raises(InputError, match=OVERFLOW):
+        decisions(net, batches_of(undecided, 100, indices=torch.arange(3)), accelerator("no"))
+    assert net.training
+
+
+def test_outputs_that_are_not_finite_end_all_processes(undecided: str) -> None:
+    """Also those whose own images are fine, which would wait for the others."""
+
+    def task(processes: Accelerator) -> None:
+        net = poisoned(undecided)
+        net.resnet.net.linear.bias.data[3] = math.nan if processes.process_index == 1 else 0
+        with pytest.raises(InputError, match=OVERFLOW):
+            decisions(net, batches_of(undecided, 100, Shards.of(processes, False)), processes)
+
+    on_two_processes(task)
 
 
 def on_two_processes(task: Callable[[Accelerator], object]) -> list[Ended]:
@@ -254,7 +284,7 @@ def test_controls_are_the_backbone_one_policy_and_random_policies(
     assert not np.array_equal(drawn[-3].kept, kept), "another seed draws other policies"
 
 
-def test_random_policies_differ_between_processes(undecided: str, tmp_path: Path) -> None:
+def test_random_policies_are_the_same_on_two_processes(undecided: str, tmp_path: Path) -> None:
     def task(processes: Accelerator) -> None:
         drawn: list[Decisions] = []
         decide = evaluate.decisions
@@ -262,12 +292,17 @@ def test_random_policies_differ_between_processes(undecided: str, tmp_path: Path
         net, batches = net_of(undecided), batches_of(undecided, 500, Shards.of(processes, False))
         found = decide(net, batches, processes)
         controls(net, batches, processes, found, costs.count(net, DIGIT), seed=0)
-        drawn[1].save(tmp_path / f"{processes.process_index}.npz")
+        drawn[1].save(tmp_path / f"{processes.num_processes}-{processes.process_index}.npz")
 
     on_two_processes(task)
-    first, second = (Decisions.load(tmp_path / f"{rank}.npz") for rank in range(2))
-    assert np.array_equal(first.kept, second.kept), "both have all rows"
-    assert (first.kept[: IMAGES // 2] == first.kept[IMAGES // 2 :]).mean() < 0.7
+    (alone,) = forked(lambda: task(accelerator("no")))
+    assert alone.code == 0, alone.printed
+    one, first, second = (Decisions.load(tmp_path / f"{name}.npz") for name in ("1-0", "2-0", "2-1"))
+    for two in (first, second):
+        assert np.array_equal(two.kept, one.kept)
+        assert np.array_equal(two.correct, one.correct)
+    # Not one half's policies for both.
+    assert (one.kept[: IMAGES // 2] == one.kept[IMAGES // 2 :]).mean() < 0.7
 
 
 def preprocessing_of(folder: str) -> dict[str, Any]:
@@ -305,6 +340,20 @@ def test_the_training_images_are_evaluated_on_request(undecided: str, capsys: py
     printed = capsys.readouterr().out
     assert "train images" in printed
     assert "test images" not in printed
+
+
+def test_a_folder_of_test_images_only_is_evaluated(undecided: str, digit_folder: Callable[..., str]) -> None:
+    """No training images are looked for: the network's folder knows what it expects. They are made 8 x 8 again."""
+    folder, few = digit_folder("test"), torch.arange(40)
+    expected = decisions(net_of(undecided), batches_of(undecided, 40, indices=few), accelerator("no"))
+    found = main(evaluating(undecided, controls=True, repeats=2, data=SourceConfig(folder)))
+    assert found["images"] == 40
+    assert found["top1"] == expected.top1
+    assert found["keep_rates"] == pytest.approx(expected.kept.mean(axis=0).tolist())
+    larger = main(evaluating(undecided, data=SourceConfig(digit_folder("test", side=16))))
+    assert larger["dense_macs"] == found["dense_macs"]
+    with pytest.raises(InputError, match="no train images of"):
+        main(evaluating(undecided, split="train", data=SourceConfig(folder)))
 
 
 def test_two_processes_evaluate_as_one(undecided: str, tmp_path: Path) -> None:
@@ -367,6 +416,40 @@ def test_what_cannot_be_specialised_is_refused_before_the_evaluation(
     with pytest.raises(InputError, match=message):
         main(evaluating(undecided, **({"specialise": "one"} | fields)))
     assert [path.name for path in tmp_path.iterdir()] == ["valuable"]
+
+
+def test_what_is_to_be_specialised_is_checked(undecided: str, tmp_path: Path) -> None:
+    check_specialise(EvalConfig(model="m"), 9)
+    check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 9), 9)
+    with pytest.raises(InputError, match="--policy is '111111111', but must be 8 digits, not 9"):
+        check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 9), 8)
+    weights.save_pretrained(net_of(undecided), tmp_path / "old")
+    old = EvalConfig(model="m", specialise=str(tmp_path / "old"))
+    with pytest.raises(InputError, match="old exists and is not empty: choose another folder"):
+        check_specialise(old, 9)
+    check_specialise(replace(old, overwrite=True), 9)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"], "nothing is written"
+
+
+@pytest.mark.parametrize("policy", [None, "100000001"])
+def test_one_policys_network_is_written_where_it_is_asked_for(
+    undecided: str, tmp_path: Path, policy: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, frequent = net_of(undecided), np.array([digit == "1" for digit in "110000111"])
+    statistics = {"mean": [0.5], "std": [0.25]}
+    specialise(net, EvalConfig(model="m"), frequent, statistics, DIGIT)
+    assert list(tmp_path.iterdir()) == []
+    specialise(net, EvalConfig(model="m", specialise=str(tmp_path / "one"), policy=policy), frequent, statistics, DIGIT)
+    digits, folder = policy or "110000111", weights.read_config(tmp_path / "one")
+    kept = [index for index, digit in enumerate(digits) if digit == "1"]
+    assert folder["model"]["options"]["kept_blocks"] == kept
+    assert folder["preprocessing"] == statistics
+    assert (
+        folder["description"]
+        == f"The network of BlockDrop's policy {digits}: the blocks of digit 1, first block first."
+    )
+    printed = capsys.readouterr().out
+    assert printed == f"wrote {tmp_path}/one: {len(kept)} of 9 blocks, policy {digits}\n"
 
 
 def test_the_last_epoch_decides_nearly_what_the_network_was_trained_to(curriculum: Path) -> None:

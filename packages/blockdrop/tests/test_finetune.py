@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ import torch
 from blockdrop import method
 from blockdrop.analyse import Decisions
 from blockdrop.config import FinetuneConfig, Optim, Run
-from blockdrop.finetune import finetune
-from blockdrop.model import BlockDropNet
+from blockdrop.finetune import check_batch_norm, finetune
+from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import JointRollouts
 from resless import run as run_module
 from resless import weights
@@ -86,6 +88,29 @@ def test_both_networks_learn_and_the_dense_control_stays(undecided: str, tmp_pat
     assert run["all_blocks"] != none["all_blocks"]
     losses = [record["train_cross_entropy"] for record in metrics(tmp_path / "run")]
     assert losses[1] < losses[0], "images that skip blocks are learnt"
+
+
+@pytest.mark.usefixtures("few_images")
+def test_both_networks_learn_in_bf16(undecided: str, tmp_path: Path) -> None:
+    optim = Optim("adam", lr=1e-3, batch_size=64, epochs=1)
+    finetune(finetuning(undecided, tmp_path / "run", {"mixed_precision": "bf16"}, optim=optim))
+    before, after = load_file(Path(undecided) / "model.safetensors"), state_of(tmp_path / "run")
+    assert len(before) > 100
+    assert [name for name, tensor in before.items() if torch.equal(after[name], tensor)] == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"mean": (0.3,), "std": (0.4,)}], ids=["own statistics", "given statistics"])
+def test_images_are_resized_to_those_of_the_network(
+    undecided: str, tmp_path: Path, digit_folder: Callable[..., str], fields: dict[str, Any]
+) -> None:
+    """Of a data set that has no size of its own."""
+    data = DataConfig(digit_folder("train", "test", side=16))
+    folder = finetune(
+        finetuning(undecided, tmp_path / "run", data=data, optim=replace(NO_EPOCHS, batch_size=16), **fields)
+    )
+    found, own = weights.read_config(folder)["preprocessing"], weights.read_config(undecided)["preprocessing"]
+    assert own["image_size"] == 8
+    assert found == own | {name: list(values) for name, values in fields.items()}
 
 
 # --- one step, against the formula
@@ -249,14 +274,77 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
     assert len(metrics(tmp_path / "whole")) == 2
 
 
+@pytest.mark.usefixtures("few_images")
+def test_outputs_that_are_not_finite_end_the_training_in_one_sentence(
+    undecided: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = PolicyNetwork.forward, [0]
+
+    def diverging(self: PolicyNetwork, images: Tensor) -> Tensor:
+        calls[0] += self.training
+        return forward(self, images) * (math.nan if calls[0] >= 6 else 1)
+
+    monkeypatch.setattr(PolicyNetwork, "forward", diverging)
+    with pytest.raises(InputError, match="the loss is not finite at epoch 2, step 2: lower the learning rate"):
+        finetune(finetuning(undecided, tmp_path / "run"))
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.usefixtures("few_images")
+def test_weights_that_have_diverged_end_the_training_in_one_sentence(undecided: str, tmp_path: Path) -> None:
+    """Before held-out images are evaluated."""
+    config = finetuning(undecided, tmp_path / "run", optim=replace(SGD, lr=1e30, batch_size=64))
+    with pytest.raises(InputError, match=r"the loss is not finite at epoch 1, step [23]: lower the learning rate"):
+        finetune(replace(config, data=DataConfig(holdout=0.25)))
+
+
 # --- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "refused"),
+    [
+        ("torchvision/resnet18", 32, True),
+        ("torchvision/resnet18", 33, False),
+        ("torchvision/resnet18", 64, False),
+        ("resnet8", 4, True),
+        ("resnet8", 5, False),
+        ("resnet8", 8, False),
+    ],
+)
+def test_networks_whose_last_blocks_see_one_pixel_are_refused(name: str, side: int, refused: bool) -> None:
+    """A block that one image alone keeps would have one value a channel there: no variance."""
+    torch.manual_seed(0)
+    net, data = BlockDropNet(name), SimpleNamespace(example=torch.zeros(1, 3, side, side))
+    kept = torch.ones(1, net.num_blocks, dtype=torch.bool)
+    net.eval()
+    if not refused:
+        check_batch_norm(net, data)
+        assert net.train().resnet(torch.randn(1, 3, side, side), kept).isfinite().all()
+        return
+    wanted = f"^the image size is {side}, but must be larger for {name}: its last blocks see one pixel an image"
+    with pytest.raises(InputError, match=wanted):
+        check_batch_norm(net, data)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net.train().resnet(torch.randn(1, 3, side, side), kept)
+
+
+def test_a_data_set_without_test_images_is_refused_before_the_training(
+    undecided: str, tmp_path: Path, digit_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JointRollouts, "forward", lambda *_: pytest.fail("it was trained"))
+    optim = Optim("adam", batch_size=16, epochs=1)
+    with pytest.raises(InputError, match=r"^no test images of .*digits"):
+        finetune(finetuning(undecided, tmp_path / "run", data=DataConfig(digit_folder("train")), optim=optim))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"pretrained": None}, "--pretrained is missing: give the model folder of a blockdrop-train run"),
-        ({"pretrained": "nowhere"}, "nowhere"),
+        ({"pretrained": "nowhere"}, "^there is no nowhere: give the model folder of a finished run of blockdrop-train"),
+        ({"data": DataConfig(image_size=4)}, "^the image size is 4, but must be larger for resnet20"),
         ({"model": "resnet32"}, "--model is resnet32, but .* holds a resnet20"),
         ({"model": "R110_C10"}, "holds a resnet20 of 9 blocks .*, but R110_C10 is a resnet110 of 54 blocks"),
         ({"model": "resnet21"}, r"nearest are \[14, 20, 26, 29\]"),

@@ -428,6 +428,9 @@ def test_statistics_are_those_given_or_the_folders_or_the_models(tmp_path: Path)
     given = BackboneConfig("R32_C10", backbone=folder, mean=(0.3,) * 3, std=(0.4,) * 3)
     assert loading.preprocessing(given) == {"mean": [0.3] * 3, "std": [0.4] * 3}
     assert loading.preprocessing(BackboneConfig("R32_C10", backbone=folder)) == {"mean": [0.1] * 3, "std": [0.2] * 3}
+    sized = in_folder(models.create("resnet8"), tmp_path / "sized", image_size=24, mean=[0.1] * 3, std=[0.2] * 3)
+    given = BackboneConfig("resnet8", backbone=sized, mean=(0.3,) * 3, std=(0.4,) * 3)
+    assert loading.preprocessing(given) == {"image_size": 24, "mean": [0.3] * 3, "std": [0.4] * 3}
     for name in ("R110_C10", "R32_C100", "R110_C100"):
         assert loading.preprocessing(BackboneConfig(name)) == {"mean": [0.0] * 3, "std": [1.0] * 3}
     assert loading.preprocessing(BackboneConfig("R101_ImgNet"))["mean"] == [0.485, 0.456, 0.406]

@@ -78,6 +78,13 @@ def test_samples_have_the_probabilities_and_are_independent() -> None:
     assert both.item() == pytest.approx(0.2 * 0.5, abs=tolerance)
 
 
+def test_a_policy_can_be_drawn_from_what_is_not_a_number() -> None:
+    """Without an error: a diverged training is told of by its loss."""
+    drawn = method.sample(torch.tensor([[math.nan, 1.0, 0.0]]))
+    assert drawn.dtype == torch.bool
+    assert drawn.tolist() == [[False, True, False]]
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [(0, "00000"), (1, "00001"), (2, "00011"), (5, "11111"), (9, "11111")],

@@ -167,6 +167,38 @@ def test_every_parameter_learns_where_every_block_is_used(monkeypatch: pytest.Mo
     assert_every_parameter_gets_gradient(model, loss)
 
 
+@pytest.mark.parametrize("shortcut", ["conv", "avgpool"])
+@pytest.mark.parametrize("greedy", [True, False], ids=["baseline keeps all", "baseline keeps none"])
+def test_every_parameter_learns_under_autocast(shortcut: str, greedy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline's pass, which has no gradients, leaves no cast weights behind for the sampled one."""
+    net = network(shortcut=shortcut)
+    model = JointRollouts(net, ALPHA).train()
+    sampling(torch.ones(12, net.num_blocks, dtype=torch.bool), monkeypatch)
+    monkeypatch.setattr(method, "greedy", lambda probabilities: torch.full_like(probabilities, greedy).bool())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images(12))
+        assert found.sampled_logits.dtype == torch.bfloat16
+        assert bool(found.baseline.all()) == greedy
+        decided = torch.ones(net.num_blocks, dtype=torch.bool)
+        loss = policy_loss(found, decided) + F.cross_entropy(found.sampled_logits, labels(12))
+    assert_every_parameter_gets_gradient(model, loss)
+
+
+def test_only_blocks_that_no_image_keeps_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, too, and whatever the baseline keeps: shortcuts of dropped blocks learn."""
+    net = network(shortcut="conv")
+    model = JointRollouts(net, ALPHA).train()
+    sampled = torch.tensor([[1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 0, 1]], dtype=torch.bool).repeat(6, 1)
+    sampling(sampled, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        F.cross_entropy(model(images(12)).sampled_logits, labels(12)).backward()
+    without = {name for name, parameter in net.resnet.net.named_parameters() if parameter.grad is None}
+    dropped = {f"layer{index // 2 + 1}.{index % 2}." for index in (1, 4)}
+    assert {name[: len("layer1.0.")] for name in without} == dropped
+    assert not any("shortcut" in name for name in without)
+    assert len(without) == 2 * 6, "two convolutions, two batch norms each"
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_the_baseline_moves_no_statistics(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are those of the sampled pass alone: of the images that keep a block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from blockdrop import method
 from blockdrop.analyse import Decisions
 from blockdrop.config import Optim, Run, TrainConfig
-from blockdrop.model import BlockDropNet
+from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import CurriculumRollouts, Rollouts
 from blockdrop.train import train
 from resless import models, weights
@@ -83,6 +84,57 @@ def test_a_run_is_repeatable_and_its_seed_matters(backbone: str, tmp_path: Path)
     assert_same_run(tmp_path / "one", tmp_path / "again")
     one, other = state_of(tmp_path / "one"), state_of(tmp_path / "other")
     assert not torch.equal(one["policy.logit.weight"], other["policy.logit.weight"])
+
+
+# --- what is said of the backbone
+
+
+NOTHING = Optim("adam", batch_size=16, epochs=0)
+
+
+def test_it_is_said_how_good_the_backbone_is(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = training(backbone, tmp_path / "run", optim=NOTHING, data=DataConfig(holdout=0.25))
+    train(config)
+    net, preprocessing = weights.from_pretrained(backbone), weights.read_config(backbone)["preprocessing"]
+    data = Pipeline(config.data, 0, Shards(), preprocessing)
+    kept, _ = data.split
+    with torch.inference_mode():
+        right = [net(images).argmax(dim=1) == labels for images, labels in data.evaluation(data.train, indices=kept)]
+    top1, printed = torch.cat(right).float().mean().item(), capsys.readouterr().out
+    assert top1 > 0.5
+    assert f"the backbone is right on {100 * top1:.1f} % of {len(kept)} training images\n" in printed
+    assert "that is little" not in printed
+
+
+@pytest.mark.parametrize("wrong", ["untrained", "shifted"])
+def test_a_wrong_backbone_is_warned_of(
+    wrong: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the training, which goes on. Shifted: a checkpoint whose images had other statistics."""
+    torch.manual_seed(0)
+    net = models.create("resnet20", in_channels=1) if wrong == "untrained" else weights.from_pretrained(backbone)
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    statistics = {} if wrong == "untrained" else {"mean": (0.9,), "std": (0.02,)}
+    train(training(str(tmp_path / "a.pth"), tmp_path / "run", optim=NOTHING, **statistics))
+    printed = capsys.readouterr().out
+    warning = "warning: that is little for a trained network: check --shortcut, --mean and --std"
+    assert printed.index("the backbone is right on") < printed.index(warning) < printed.index("run folder")
+
+
+# --- a data set without a size
+
+
+@pytest.mark.parametrize("fields", [{}, {"mean": (0.3,), "std": (0.4,)}], ids=["own statistics", "given statistics"])
+def test_images_are_resized_to_those_of_the_backbone(
+    backbone: str, tmp_path: Path, digit_folder: Callable[..., str], fields: dict[str, Any]
+) -> None:
+    data = DataConfig(digit_folder("train", "test", side=16))
+    folder = train(training(backbone, tmp_path / "run", data=data, optim=NOTHING, **fields))
+    found, own = weights.read_config(folder)["preprocessing"], weights.read_config(backbone)["preprocessing"]
+    assert own["image_size"] == 8
+    assert found == own | {name: list(values) for name, values in fields.items()}
+    other = train(training(backbone, tmp_path / "other", data=replace(data, image_size=12), optim=NOTHING, **fields))
+    assert weights.read_config(other)["preprocessing"]["image_size"] == 12, "unless another size is asked for"
 
 
 # --- the curriculum
@@ -269,7 +321,36 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
     assert np.array_equal(first.kept, second.kept)
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.25])
+def test_outputs_that_are_not_finite_end_the_training_in_one_sentence(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holdout: float
+) -> None:
+    forward, calls = PolicyNetwork.forward, [0]
+
+    def diverging(self: PolicyNetwork, images: Tensor) -> Tensor:
+        calls[0] += self.training
+        return forward(self, images) * (math.nan if calls[0] >= 6 else 1)
+
+    monkeypatch.setattr(PolicyNetwork, "forward", diverging)
+    steps = 4 if holdout == 0 else 3
+    with pytest.raises(InputError, match=f"the loss is not finite at epoch 2, step {6 - steps}: lower the learning"):
+        train(training(backbone, tmp_path / "run", data=DataConfig(holdout=holdout)))
+    assert len(metrics(tmp_path / "run")) == 1
+
+
 # --- bad input
+
+
+def test_a_data_set_without_test_images_is_refused_before_the_training(
+    backbone: str, tmp_path: Path, digit_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CurriculumRollouts, "forward", lambda *_: pytest.fail("it was trained"))
+    config = training(
+        backbone, tmp_path / "run", data=DataConfig(digit_folder("train")), optim=replace(NOTHING, epochs=1)
+    )
+    with pytest.raises(InputError, match=r"^no test images of .*digits"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -281,7 +362,15 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
             {"backbone": None, "model": "R110_C10", "data": DataConfig("cifar10", data_dir="nowhere")},
             r"--backbone is missing.*resless-train --model resnet110 --dataset cifar10 --shortcut avgpool",
         ),
-        ({"backbone": "nowhere"}, "nowhere"),
+        (
+            {"backbone": "nowhere"},
+            r"^--backbone is nowhere, but nothing is there: BlockDrop starts from a trained resnet20\..*"
+            r"resless-train --model resnet20 --dataset",
+        ),
+        (
+            {"backbone": "nowhere", "model": "R110_C10", "data": DataConfig("cifar10", data_dir="nowhere")},
+            "^--backbone is nowhere, but nothing is there: BlockDrop starts from a trained resnet110",
+        ),
         ({"model": "resnet32"}, "--model is resnet32, but .* holds a resnet20"),
         ({"shortcut": "avgpool"}, "--shortcut is 'avgpool', but must be conv"),
         ({"model": "R32_C10"}, "must be 10 classes in 3 channels for R32_C10"),
