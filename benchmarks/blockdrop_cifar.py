@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ class Options:
     """Mean of each channel that it was trained with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation, likewise."""
-    penalties: tuple[float, ...] = (-1.0, -2.0, -4.0)
+    penalties: tuple[float, ...] = (-1.0, -2.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: bool = True
-    """Fine-tune the network of the first penalty a second time, by the recipe's own penalty."""
-    pictures: str = "again"
+    again: tuple[float, ...] = (-1.5, -3.0)
+    """Rewards of a wrong prediction in a second fine-tuning of each of these networks, in their order."""
+    pictures: str = "penalty-2-again-3"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""
@@ -51,13 +52,13 @@ def main(options: Options) -> None:
     """Run both stages, then write one result file."""
     curriculum = Path(options.runs) / "curriculum"
     first = run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options))
-    stages = [(FINETUNE, f"penalty{value:g}", curriculum, ["--penalty", str(value)]) for value in options.penalties]
-    if options.again:
-        stages.append((AGAIN, "again", Path(options.runs) / stages[0][1], []))
     finetuned = []
-    for recipe, name, start, arguments in stages:
-        source = ["--pretrained", str(start / "model"), *arguments]
-        finetuned.append(run("blockdrop.finetune", recipe, Path(options.runs) / name, options, source))
+    for penalty, second in zip_longest(options.penalties, options.again):
+        once = curriculum.with_name(f"penalty{penalty:g}")
+        finetuned.append(finetune(FINETUNE, curriculum, once, penalty, options))
+        if second is not None:
+            twice = curriculum.with_name(f"{once.name}-again{second:g}")
+            finetuned.append(finetune(AGAIN, once, twice, second, options) | {"first_penalty": penalty})
     write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
     pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
     subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)
@@ -71,6 +72,12 @@ def backbone(options: Options) -> list[str]:
         return ["--backbone", str(dense / "model")]
     statistics = ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
     return ["--backbone", options.backbone, "--shortcut", options.shortcut, *statistics]
+
+
+def finetune(recipe: str, start: Path, folder: Path, penalty: float, options: Options) -> dict[str, Any]:
+    """Fine-tune the network of the run `start`."""
+    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
+    return run("blockdrop.finetune", recipe, folder, options, source)
 
 
 def run(module: str, recipe: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:

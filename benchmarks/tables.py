@@ -145,7 +145,7 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
 
 def label(run: dict[str, Any]) -> str:
     """The penalty; of a network that was fine-tuned a second time, both."""
-    first = "γ -1, then " if run["recipe"].endswith("_again") else ""
+    first = f"γ {run['first_penalty']:g}, then " if "first_penalty" in run else ""
     return f"{first}γ {run['settings']['penalty']:g}"
 
 
