@@ -235,7 +235,7 @@ def test_pipeline_as_a_user_types_it(dense: Path, tmp_path: Path) -> None:
     shutil.copytree(dense, tmp_path / "runs" / "smoke_resnet")
     few = ["--recipe", "smoke", "--epochs", "3", "--curriculum-step", "3"]
     printed = succeeded(cli.train, *few, cwd=tmp_path)
-    assert "next: blockdrop-finetune --model resnet20 --pretrained runs/blockdrop-smoke/model" in printed
+    assert "next: blockdrop-finetune --recipe smoke" in printed
     said = run([script("blockdrop-finetune"), "--recipe", "smoke", "--max_epochs", "2"], tmp_path)
     assert "dense, before fine-tuning" in said.stdout
     assert "Warning" not in said.stderr

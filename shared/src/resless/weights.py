@@ -102,6 +102,8 @@ def save_pretrained(
         (staging / CONFIG_NAME).write_text(config_text + "\n", encoding="utf-8")
         (staging / CARD_NAME).write_text(_model_card(folder.name, config), encoding="utf-8")
         save_file(tensors, staging / TENSORS_NAME, metadata={"format": "pt"})
+        # safetensors lets nobody else read it; the folder is for everybody whom the user's umask lets.
+        (staging / TENSORS_NAME).chmod((staging / CONFIG_NAME).stat().st_mode)
         for path in staging.iterdir():
             sync(path)
         _replace_folder(staging, folder)

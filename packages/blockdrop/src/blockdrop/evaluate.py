@@ -200,6 +200,11 @@ def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]], spl
     table(f"{split} images", ["blocks chosen by", "top-1 %", "blocks", "MACs", "of dense"], rows)
     if result["collapse"]:
         print(f"warning: the policies have collapsed: {result['collapse']}")
+    if result["cost_fraction"] > 1:
+        print(
+            "warning: with its policy network an image costs more than in the dense network: "
+            "a larger --policy-pool makes the policy network cheaper"
+        )
 
 
 def report(
@@ -270,9 +275,11 @@ def main(config: EvalConfig) -> dict[str, Any]:
             speed.show(result["speed"])
         if config.output is not None:
             write_text(Path(config.output), json.dumps(result, indent=1) + "\n")
+            print(f"wrote {config.output}")
         if config.plots is not None:
             draw(found, images, Path(config.plots), result)
-        specialise(net, config, policies(found.kept).kept[0], preprocessing, example)
+            print(f"wrote pictures to {config.plots}")
+        specialise(net, config, policies(found.kept).kept[0], others.get("most_frequent", {}), preprocessing, example)
     return result
 
 

@@ -19,9 +19,13 @@ from blockdrop.original import is_original, resnet_keys
 
 
 def check_model(name: str) -> None:
-    """Raise InputError unless this is one of the paper's models or a network of resless."""
-    if name not in MODELS:
-        models.check_name(name)
+    """Raise InputError unless this is one of the paper's models or a residual network of resless."""
+    if name in MODELS:
+        return
+    if "resnet" not in name:
+        residual = [known for known in models.names() if "resnet" in known]
+        raise unknown_name("model", name, [*MODELS, *residual])
+    models.check_name(name)
 
 
 def check_backbone(config: BackboneConfig) -> None:

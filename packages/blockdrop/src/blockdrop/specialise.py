@@ -29,9 +29,21 @@ def check_specialise(config: EvalConfig, num_blocks: int) -> None:
 
 
 def specialise(
-    net: BlockDropNet, config: EvalConfig, most_frequent: np.ndarray, preprocessing: dict[str, Any], example: Tensor
+    net: BlockDropNet,
+    config: EvalConfig,
+    most_frequent: np.ndarray,
+    metrics: dict[str, Any],
+    preprocessing: dict[str, Any],
+    example: Tensor,
 ) -> None:
-    """Write the network of `--policy`, or of the most frequent policy, bool [K], where `--specialise` asks for it."""
+    """Write the network of `--policy`, or of the most frequent policy, where `--specialise` asks for it.
+
+    Args:
+        net: the network to take it from.
+        config: of the evaluation.
+        most_frequent: bool [K]; `metrics` is what was measured with it, if anything was.
+        preprocessing, example: for the model folder.
+    """
     if config.specialise is None:
         return
     kept = most_frequent if config.policy is None else np.array([digit == "1" for digit in config.policy])
@@ -39,6 +51,7 @@ def specialise(
         net.specialised(kept).cpu(),
         config.specialise,
         preprocessing=preprocessing,
+        metrics=metrics if config.policy is None else {},
         description=f"The network of BlockDrop's policy {digits(kept)}: the blocks of digit 1, first block first.",
         example=example,
         overwrite=config.overwrite,

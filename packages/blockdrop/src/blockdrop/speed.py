@@ -91,7 +91,11 @@ def measure(
 
 def show(timed: dict[str, Any]) -> None:
     """Print a measurement."""
-    names = {"dense": "dense", "masked": "masked: all blocks computed", "skipping": "skipping, policy network included"}
+    names = {
+        "dense": "dense",
+        "masked": "masked: all blocks computed",
+        "skipping": "skipping, policy network included",
+    }
     ratios = {"dense": Speedup(1, 1, 1), "masked": Speedup(**timed["masked_speedup"])}
     ratios["skipping"] = Speedup(**timed["speedup"])
     rows = [

@@ -20,6 +20,7 @@ from blockdrop import loading, method
 from blockdrop.config import TrainConfig
 from blockdrop.evaluate import all_blocks, decisions, report
 from blockdrop.model import BlockDropNet
+from blockdrop.recipes import FINETUNE
 from blockdrop.rollouts import CurriculumRollouts
 
 BACKBONE_IMAGES = 2000
@@ -75,10 +76,17 @@ def train(config: TrainConfig) -> Path:
                 "more --epochs or a larger --curriculum-step would open them"
             )
         folder = report(run, net, data, test_images)
-        where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
-        source = f"--pretrained {folder} --dataset {config.data.dataset}{where}"
-        run.say(f"next: blockdrop-finetune --model {config.model} {source}")
+        run.say(f"next: blockdrop-finetune {next_arguments(config, folder)}")
     return folder
+
+
+def next_arguments(config: TrainConfig, folder: Path) -> str:
+    """What goes on from here: the recipe that starts from this folder, or the network and data of this run."""
+    where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
+    for name, recipe in FINETUNE.items():
+        if recipe.pretrained == str(folder):
+            return f"--recipe {name}{where}"
+    return f"--model {config.model} --pretrained {folder} --dataset {config.data.dataset}{where}"
 
 
 def say_backbone(run: Run, net: BlockDropNet, data: Pipeline) -> None:
