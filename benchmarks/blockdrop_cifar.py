@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ class Options:
     """Standard deviation, likewise."""
     penalties: tuple[float, ...] = (-1.0, -2.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: tuple[float, ...] = (-1.5, -3.0)
-    """Rewards of a wrong prediction in a second fine-tuning of each of these networks, in their order."""
-    pictures: str = "penalty-2-again-3"
+    again: tuple[float, ...] = (-1.5, -4.0)
+    """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
+    pictures: str = "penalty-1-again-4"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""
@@ -52,13 +51,12 @@ def main(options: Options) -> None:
     """Run both stages, then write one result file."""
     curriculum = Path(options.runs) / "curriculum"
     first = run("blockdrop.train", CURRICULUM, curriculum, options, backbone(options))
-    finetuned = []
-    for penalty, second in zip_longest(options.penalties, options.again):
-        once = curriculum.with_name(f"penalty{penalty:g}")
-        finetuned.append(finetune(FINETUNE, curriculum, once, penalty, options))
-        if second is not None:
-            twice = curriculum.with_name(f"{once.name}-again{second:g}")
-            finetuned.append(finetune(AGAIN, once, twice, second, options) | {"first_penalty": penalty})
+    runs = [curriculum.with_name(f"penalty{penalty:g}") for penalty in options.penalties]
+    finetuned = [finetune(FINETUNE, curriculum, *stage, options) for stage in zip(runs, options.penalties, strict=True)]
+    for penalty in options.again:
+        folder = curriculum.with_name(f"{runs[0].name}-again{penalty:g}")
+        twice = finetune(AGAIN, runs[0], folder, penalty, options)
+        finetuned.append(twice | {"first_penalty": options.penalties[0]})
     write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
     pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
     subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)
