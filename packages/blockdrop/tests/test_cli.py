@@ -237,7 +237,7 @@ def test_pipeline_as_a_user_types_it(dense: Path, tmp_path: Path) -> None:
     printed = succeeded(cli.train, *few, cwd=tmp_path)
     assert "next: blockdrop-finetune --recipe smoke" in printed
     said = run([script("blockdrop-finetune"), "--recipe", "smoke", "--max_epochs", "2"], tmp_path)
-    assert "dense, before fine-tuning" in said.stdout
+    assert "all blocks, before this fine-tuning" in said.stdout
     assert "Warning" not in said.stderr
     folder = tmp_path / "runs" / "blockdrop-smoke-finetuned"
     evaluation = ["--model", "runs/blockdrop-smoke-finetuned/model", "--output", "eval.json", "--repeats", "2"]

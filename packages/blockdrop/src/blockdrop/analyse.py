@@ -22,7 +22,7 @@ CONTROLS = {
     "most_frequent": "most frequent policy for all",
     "random": "random policies, same keep rates",
     "all_blocks": "all blocks",
-    "dense": "dense, before fine-tuning",
+    "dense": "all blocks, before this fine-tuning",
 }
 """What a policy network is compared with, and how that is called in tables and pictures."""
 

@@ -118,7 +118,7 @@ def controls(
     """What accuracy the same cost gives without looking at the image: JSON values by control.
 
     `most_frequent` runs the most frequent policy for all images, `random` policies with the same keep rate of each
-    block, `all_blocks` everything; `dense`, where given, is the residual network before fine-tuning. None of them
+    block, `all_blocks` everything; `dense`, where given, is the residual network as fine-tuning found it. None of them
     needs a policy network.
     """
     frequent = torch.from_numpy(policies(found.kept).kept[0]).to(accelerator.device)
@@ -217,7 +217,7 @@ def report(
 ) -> Path:
     """Read the test images, once, and write what a run ends with; returns its model folder.
 
-    `dense` is the residual network before fine-tuning, where there was any.
+    `dense` is the residual network as fine-tuning found it, where there was any.
     """
     cost = costs.count(net, data.example)
     found = decisions(net, test_images, run.accelerator)
