@@ -437,13 +437,17 @@ def test_one_policys_network_is_written_where_it_is_asked_for(
 ) -> None:
     net, frequent = net_of(undecided), np.array([digit == "1" for digit in "110000111"])
     statistics = {"mean": [0.5], "std": [0.25]}
-    specialise(net, EvalConfig(model="m"), frequent, statistics, DIGIT)
+    specialise(net, EvalConfig(model="m"), frequent, {"top1": 0.5}, statistics, DIGIT)
     assert list(tmp_path.iterdir()) == []
-    specialise(net, EvalConfig(model="m", specialise=str(tmp_path / "one"), policy=policy), frequent, statistics, DIGIT)
+    asked = EvalConfig(model="m", specialise=str(tmp_path / "one"), policy=policy)
+    specialise(net, asked, frequent, {"top1": 0.5}, statistics, DIGIT)
     digits, folder = policy or "110000111", weights.read_config(tmp_path / "one")
     kept = [index for index, digit in enumerate(digits) if digit == "1"]
     assert folder["model"]["options"]["kept_blocks"] == kept
     assert folder["preprocessing"] == statistics
+    assert folder["metrics"] == ({"top1": 0.5} if policy is None else {}), (
+        "what was measured is of the most frequent one"
+    )
     assert (
         folder["description"]
         == f"The network of BlockDrop's policy {digits}: the blocks of digit 1, first block first."
