@@ -41,7 +41,7 @@ class Options:
     """Rewards of a wrong prediction while fine-tuning, one run each."""
     again: tuple[float, ...] = (-1.5, -4.0)
     """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
-    pictures: str = "penalty-1-again-4"
+    pictures: str = "penalty-1"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""

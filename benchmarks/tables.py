@@ -157,19 +157,17 @@ def at_cost(control: dict[str, Any]) -> str:
 def draw_blockdrop_cifar(file: dict[str, Any]) -> None:
     """Accuracy against cost: the policy networks' and the controls', a point a penalty."""
     drawing, axes = report.figure()
-    runs = sorted(file["finetuned"], key=lambda run: run["result"]["macs"])
+    runs = file["finetuned"]
     points = [(100 * run["result"]["cost_fraction"], 100 * run["result"]["top1"]) for run in runs]
-    axes.plot(*zip(*points, strict=True), "o-", label="policy network, its own cost included")
+    axes.plot(*zip(*points, strict=True), "o", label="policy network, its own cost included")
     for (x, y), run in zip(points, runs, strict=True):
-        axes.annotate(
-            f"γ {run['settings']['penalty']:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(label(run), (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8)
     for name, marker in (("most_frequent", "s"), ("random", "^"), ("all_blocks", "D")):
         controls = [run["result"]["controls"][name] for run in runs]
         line = sorted((100 * control["cost_fraction"], 100 * control["top1"]) for control in controls)
         axes.plot(*zip(*line, strict=True), marker, linestyle="none", label=CONTROLS[name])
     dense = runs[0]["result"]["controls"]["dense"]
-    axes.plot(100, 100 * dense["top1"], "k*", markersize=10, label="dense, before fine-tuning")
+    axes.plot(100, 100 * dense["top1"], "k*", markersize=10, label="dense, the backbone")
     axes.set(xlabel="MACs, % of the dense network's", ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
     report.save(drawing, FOLDER / "blockdrop-cifar.png")
