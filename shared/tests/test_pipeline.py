@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from resless import models, weights
-from resless.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.run import accelerator
@@ -55,7 +55,9 @@ def test_a_named_data_set_is_normalised_by_its_published_numbers():
     assert torch.equal(labels, data.test.labels[:3])
 
 
-def test_a_folder_is_normalised_by_its_own_images_without_those_held_out(tmp_path, monkeypatch):
+@pytest.fixture
+def pets(tmp_path, monkeypatch) -> str:
+    """A data set without a name: 20 training and 20 test images of 5 x 5 pixels, in two classes."""
     monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -64,7 +66,11 @@ def test_a_folder_is_normalised_by_its_own_images_without_those_held_out(tmp_pat
             for number in range(10):
                 pixels = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "pets" / split / name / f"{number}.png")
-    data = pipeline(dataset=str(tmp_path / "pets"), holdout=0.4)
+    return str(tmp_path / "pets")
+
+
+def test_a_folder_is_normalised_by_its_own_images_without_those_held_out(pets):
+    data = pipeline(dataset=pets, holdout=0.4)
     kept, held_out = data.split
     assert (len(kept), len(held_out)) == (12, 8)
     pixels = data.train.images[kept].double() / 255
@@ -82,8 +88,8 @@ def test_processes_share_a_batch_and_no_image():
 
 
 def test_the_preprocessing_of_another_network_can_be_given():
-    data = pipeline()
-    images, _ = next(iter(data.evaluation(data.test, preprocessing={"mean": [0.0], "std": [1.0]})))
+    data = Pipeline(DataConfig(), 0, Shards(), {"mean": [0.0], "std": [1.0]})
+    images, _ = next(iter(data.evaluation(data.test)))
     torch.testing.assert_close(images, data.test.images.float() / 255)
 
 
@@ -96,8 +102,21 @@ def test_a_trained_networks_preprocessing_takes_the_place_of_the_data_sets():
     known = torch.cat([images for images, _ in pipeline(holdout=0.2).training(64).epoch(0)])
     trained = torch.cat([images for images, _ in data.training(64).epoch(0)])
     torch.testing.assert_close(trained, (known * 0.3760 + 0.3056 - 0.1) / 0.2, rtol=1e-4, atol=1e-5)
-    asked, _ = next(iter(data.evaluation(data.test, preprocessing={"mean": [0.0], "std": [1.0]})))
+    other = Pipeline(DataConfig(), 0, Shards(), {"mean": [0.0], "std": [1.0]})
+    asked, _ = next(iter(other.evaluation(other.test)))
     torch.testing.assert_close(asked, data.test.images.float() / 255)
+
+
+@pytest.mark.parametrize(("asked", "side"), [(None, 4), (3, 3)])
+def test_images_without_a_size_get_that_of_a_trained_network_unless_asked(pets, asked, side):
+    data = Pipeline(
+        SourceConfig(pets, image_size=asked), 0, Shards(), {"image_size": 4, "mean": [0.1] * 3, "std": [1.0] * 3}
+    )
+    assert data.test.image_shape == (3, side, side)
+    images, _ = next(iter(data.evaluation(data.test)))
+    torch.testing.assert_close(images, data.test.images.float() / 255 - 0.1)
+    assert "train" not in vars(data), "an evaluation does not read the training images"
+    assert data.preprocessing == {"image_size": side, "mean": [0.1] * 3, "std": [1.0] * 3}
 
 
 @pytest.mark.parametrize("given", [None, {}, {"image_size": 8}, {"mean": [0.1]}])

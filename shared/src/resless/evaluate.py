@@ -95,14 +95,16 @@ def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 def main(config: EvalConfig) -> Evaluation:
     """What `resless-eval` does: print and optionally write accuracy, parameters and MACs of one network."""
     from resless import costs, models, weights  # the loops need only the functions above
-    from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
+    from resless.data.pipeline import Pipeline, Shards, check_fit
     from resless.report import table
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)
     shards = Shards.of(accelerator, config.channels_last)
     preprocessing = {} if config.weights else weights.read_config(config.model)["preprocessing"]
-    data = Pipeline(as_trained(config.data, preprocessing), seed=0, shards=shards)
+    if config.mean is not None:
+        preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
+    data = Pipeline(config.data, seed=0, shards=shards, preprocessing=preprocessing)
     images = data.train if config.split == "train" else data.test
     if config.weights is None:
         model = weights.from_pretrained(config.model)
@@ -110,9 +112,7 @@ def main(config: EvalConfig) -> Evaluation:
     else:
         model = models.create_for(config.model, images, shortcut=config.shortcut)
         weights.load(model, config.weights)
-    if config.mean is not None:
-        preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
-    batches = data.evaluation(images, config.batch_size, preprocessing)
+    batches = data.evaluation(images, config.batch_size)
     # Of real images, on average: what a network executes may depend on them.
     blank = torch.zeros(1, *images.image_shape)  # for a process without any image
     some = next(iter(batches), (blank,))[0][:MACS_IMAGES].cpu()

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from resless.data.loaders import EvalBatches
-from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
+from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.data.stream import StreamEvalBatches
 from resless.errors import InputError
 from resless.evaluate import average_buffers
@@ -254,13 +254,13 @@ def main(config: EvalConfig) -> dict[str, Any]:
     net, preprocessing = loading.trained(config, config.load or config.model)
     check_specialise(config, net.num_blocks)
     shards = Shards.of(accelerator, config.channels_last)
-    data = Pipeline(as_trained(config.data, preprocessing), config.seed, shards, preprocessing)
+    data = Pipeline(config.data, config.seed, shards, preprocessing)
     images = data.train if config.split == "train" else data.test
     check_fit(net, images)
     net = net.to(accelerator.device)
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    batches, example = data.evaluation(images, config.batch_size, preprocessing), torch.zeros(1, *images.image_shape)
+    batches, example = data.evaluation(images, config.batch_size), torch.zeros(1, *images.image_shape)
     cost = costs.count(net, example)
     found = decisions(net, batches, accelerator, executor=config.executor)
     result = summary(found, cost) | {"stages": net.resnet.stages}

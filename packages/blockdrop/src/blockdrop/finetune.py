@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from resless import optim
-from resless.data.pipeline import Pipeline, as_trained, check_fit
+from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.run import Run
 
@@ -35,7 +35,7 @@ def finetune(config: FinetuneConfig) -> Path:
     # A block that no image of a process keeps gets no gradient there.
     with Run(config, "blockdrop-finetune", label, unused_parameters=True) as run:
         net, preprocessing = loading.trained(config, config.pretrained)
-        data = Pipeline(as_trained(config.data, preprocessing), config.run.seed, run.shards, preprocessing)
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         check_fit(net, data.train)
         check_batch_norm(net, data)
         batches = data.training(config.optim.batch_size)

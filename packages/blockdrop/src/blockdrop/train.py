@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from resless import optim
-from resless.data.pipeline import Pipeline, as_trained
+from resless.data.pipeline import Pipeline
 from resless.run import Run
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> Path:
     loading.check_backbone(config)  # before a data set is fetched for nothing
     with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
         preprocessing = loading.preprocessing(config)
-        data = Pipeline(as_trained(config.data, preprocessing), config.run.seed, run.shards, preprocessing)
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from resless import weights
-from resless.data.pipeline import Pipeline, Shards, as_trained, check_fit
+from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.report import table
 from resless.run import accelerator as new_accelerator
@@ -21,13 +21,12 @@ def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
     accelerator = new_accelerator("no")
     preprocessing = weights.read_config(config.model)["preprocessing"]
-    data = Pipeline(as_trained(config.data, preprocessing), seed=0, shards=Shards.of(accelerator, channels_last=False))
+    data = Pipeline(config.data, 0, Shards.of(accelerator, channels_last=False), preprocessing)
     images = data.train if config.split == "train" else data.test
     model = weights.from_pretrained(config.model)
     check_fit(model, images)
     left = sparsity(model, torch.zeros(1, *images.image_shape))
-    batches = data.evaluation(images, preprocessing=preprocessing)
-    result = evaluate(accelerator.prepare(model), batches, accelerator)
+    result = evaluate(accelerator.prepare(model), data.evaluation(images), accelerator)
     if accelerator.is_main_process:
         row = [config.split, f"{result.images:,}", f"{100 * result.top1:.2f}", f"{result.loss:.4f}"]
         table(config.model, ["split", "images", "top-1 %", "loss"], [row])

@@ -46,16 +46,20 @@ class Pipeline:
         config: data set, held-out fraction, augmentation.
         seed: of the split, the order and the augmentation.
         shards: this process's share.
-        preprocessing: `mean` and `std` of each channel to normalise with, where a trained network asks for its own.
+        preprocessing: what a trained network expects, as its model folder has it: `mean` and `std` to normalise with,
+            and the `image_size` to resize to where neither the configuration nor the data set has a size.
 
     Raises:
         InputError: the data set cannot be found or read; here, or where images are first asked for.
     """
 
     def __init__(
-        self, config: DataConfig, seed: int, shards: Shards, preprocessing: dict[str, Any] | None = None
+        self, config: SourceConfig, seed: int, shards: Shards, preprocessing: dict[str, Any] | None = None
     ) -> None:
-        self._config, self._seed, self._shards, self._given = config, seed, asdict(shards), preprocessing
+        self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
+        self._given = preprocessing or {}
+        if config.image_size is None and catalog.get(config.dataset).size is None:
+            self._config = replace(self._config, image_size=self._given.get("image_size"))
 
     @cached_property
     def train(self) -> Images | Stream:
@@ -85,22 +89,27 @@ class Pipeline:
         return kept, held_out
 
     @cached_property
-    def preprocessing(self) -> dict[str, Any]:
-        """What a network trained here expects: side `image_size`, and `mean` and `std` of each channel on scale 0..1.
+    def statistics(self) -> dict[str, list[float]]:
+        """`mean` and `std` of each channel, on the scale 0..1, that images are normalised with.
 
-        The statistics of a named data set are its published ones, of another those of its training images, or
-        ImageNet's where they are streamed.
+        Those of the given preprocessing; else of a named data set its published ones, of another those of its training
+        images, or ImageNet's where they are streamed.
         """
         known = catalog.get(self._config.dataset)
         mean, std = known.mean, known.std
-        if self._given and self._given.keys() >= {"mean", "std"}:
+        if self._given.keys() >= {"mean", "std"}:
             mean, std = self._given["mean"], self._given["std"]
         if mean is None or std is None:
             if isinstance(self.train, Images):
                 mean, std = channel_mean_std(self.train, self.split[0])
             else:
                 mean, std = _grey_or_colour(self.train, IMAGENET_MEAN), _grey_or_colour(self.train, IMAGENET_STD)
-        return {"image_size": self.train.image_shape[-1], "mean": list(mean), "std": list(std)}
+        return {"mean": list(mean), "std": list(std)}
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What a network trained here expects, for its model folder: side `image_size`, and the `statistics`."""
+        return {"image_size": self.train.image_shape[-1], **self.statistics}
 
     @property
     def example(self) -> torch.Tensor:
@@ -110,7 +119,7 @@ class Pipeline:
     def training(self, batch_size: int) -> Batches | StreamBatches:
         """Shuffled, augmented batches of the training images that are not held out."""
         images, config = self.train, self._config
-        shared = {"indices": self.split[0], "seed": self._seed, **self._statistics(None), **self._shards}
+        shared = {"indices": self.split[0], "seed": self._seed, **self.statistics, **self._shards}
         if isinstance(images, Images):
             return Batches(images, batch_size, pad=config.pad, flip=config.flip, **shared)
         transform = train_transform(images.size)
@@ -124,21 +133,16 @@ class Pipeline:
         self,
         images: Images | Stream,
         batch_size: int | None = None,
-        preprocessing: dict[str, Any] | None = None,
         indices: torch.Tensor | None = None,
     ) -> EvalBatches | StreamEvalBatches:
-        """Images in order, not augmented; `preprocessing` defaults to this pipeline's."""
-        shared = {"indices": indices, **self._statistics(preprocessing), **self._shards}
+        """Images in order, not augmented."""
+        shared = {"indices": indices, **self.statistics, **self._shards}
         if isinstance(images, Images):
             return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
         transform = eval_transform(images.size, round(images.size * 256 / 224))
         workers = self._config.workers
         size = batch_size or EVAL_STREAM_BATCH_SIZE
         return StreamEvalBatches(images.samples, size, transform=transform, num_workers=workers, **shared)
-
-    def _statistics(self, preprocessing: dict[str, Any] | None) -> dict[str, Any]:
-        wanted = preprocessing if preprocessing and preprocessing.keys() >= {"mean", "std"} else self.preprocessing
-        return {"mean": wanted["mean"], "std": wanted["std"]}
 
     def _load(self, split: str) -> Images | Stream:
         config = self._config
@@ -152,13 +156,6 @@ class Pipeline:
 def _grey_or_colour(images: Stream, values: tuple[float, ...]) -> tuple[float, ...]:
     """ImageNet's statistics, for one channel their mean."""
     return values if images.image_shape[0] == len(values) else (sum(values) / len(values),)
-
-
-def as_trained(source: SourceConfig, preprocessing: dict[str, Any]) -> DataConfig:
-    """The source, its images resized to those a network was trained on, where the data set has no size of its own."""
-    config, size = DataConfig.of(source), preprocessing.get("image_size")
-    sized = source.image_size is not None or catalog.get(source.dataset).size is not None
-    return config if sized or size is None else replace(config, image_size=size)
 
 
 def check_fit(model: nn.Module, images: Images | Stream) -> None:
