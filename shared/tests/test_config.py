@@ -22,6 +22,7 @@ BAD_VALUES = [
     (DataConfig, "holdout", 1.0),
     (DataConfig, "holdout", float("nan")),
     (DataConfig, "pad", -1),
+    (DataConfig, "normalize", "image"),
     (DataConfig, "image_size", 0),
     (OptimConfig, "lr", 0.0),
     (OptimConfig, "lr", float("nan")),
@@ -54,6 +55,12 @@ def test_an_unknown_data_set_is_refused_with_the_nearest_name():
 
 def test_a_hub_id_is_a_data_set():
     assert DataConfig(dataset="owner/name").dataset == "owner/name"
+
+
+def test_a_mean_of_each_pixel_is_for_images_in_memory():
+    assert DataConfig(normalize="pixel").normalize == "pixel"
+    with pytest.raises(InputError, match="--normalize is 'pixel', but must be channel with --stream"):
+        DataConfig(normalize="pixel", stream=True)
 
 
 def test_overwriting_and_resuming_exclude_each_other():

@@ -137,10 +137,10 @@ class TestBatches:
         assert loader.num_images == 25
         assert torch.equal(labels.sort().values, chosen)
 
-    def test_pixel_mean_replaces_the_mean(self):
+    def test_the_mean_may_be_one_of_each_pixel(self):
         data = make(16)
         mean_image = data.images.float().mean(0) / 255
-        loader = batches(data, pixel_mean=mean_image, std=(1, 1, 1), pad=0, flip=False)
+        loader = batches(data, mean=mean_image, std=(1, 1, 1), pad=0, flip=False)
         ((images, _),) = loader.epoch(0)
         torch.testing.assert_close(images.mean(0), torch.zeros(3, 8, 8), rtol=0, atol=1e-6)
 
@@ -163,6 +163,7 @@ class TestBatches:
             ({"batch_size": 49, "world_size": 7, "drop_last": False}, "last batch of 1 images cannot be shared by 7"),
             ({"pad": -1}, "pad is -1"),
             ({"mean": (0.5,)}, r"mean is \(0.5,\), but must be one number for each of 3 channels"),
+            ({"mean": torch.zeros(3, 8, 4)}, r"shape of the mean is \[3, 8, 4\], but must be \[3, 8, 8\]"),
             ({"std": (0.5, 0.0, 0.1)}, r"std is \(0.5, 0.0, 0.1\), but must be greater than 0"),
         ],
     )

@@ -144,6 +144,8 @@ def test_impossible_options(tree):
         stream(tree, num_workers=-1)
     with pytest.raises(InputError, match="mean is"):
         stream(tree, mean=(0.5,))
+    with pytest.raises(InputError, match=r"shape of the mean is \[3, 16, 16\], but must be one number for each of 3"):
+        stream(tree, mean=torch.zeros(3, 16, 16))
 
 
 def test_real_photographs(tmp_path):

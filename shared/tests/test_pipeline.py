@@ -78,6 +78,34 @@ def test_a_folder_is_normalised_by_its_own_images_without_those_held_out(pets):
     assert data.preprocessing["std"] == pytest.approx(pixels.std(dim=(0, 2, 3), unbiased=False).tolist(), abs=1e-9)
 
 
+def test_the_mean_of_each_pixel_is_that_of_the_training_images_without_those_held_out(pets):
+    data = pipeline(dataset=pets, holdout=0.4, normalize="pixel")
+    kept, held_out = data.split
+    means = sum(data.train.images[index].double() for index in kept) / 12  # [3, 5, 5], grey levels
+    assert data.preprocessing["image_size"] == 5
+    torch.testing.assert_close(torch.tensor(data.preprocessing["mean"]).double() * 255, means, rtol=0, atol=2e-4)
+    assert data.preprocessing["std"] == [128 / 255] * 3
+    for batches, images in (
+        (data.held_out(), data.train.images[held_out]),
+        (data.evaluation(data.test), data.test.images),
+    ):
+        found = torch.cat([found for found, _ in batches])
+        torch.testing.assert_close(found, ((images - means) / 128).float(), rtol=0, atol=1e-5)
+    trained = torch.cat([found for found, _ in data.training(12).epoch(0)])
+    torch.testing.assert_close(trained.mean(dim=0), torch.zeros(3, 5, 5), rtol=0, atol=1e-5)
+    again = Pipeline(SourceConfig(pets), 0, Shards(), data.preprocessing)
+    assert again.preprocessing == data.preprocessing
+
+
+def test_a_network_with_statistics_of_its_own_is_not_normalised_otherwise():
+    config = DataConfig(normalize="pixel")
+    with pytest.raises(
+        InputError, match="--normalize is 'pixel', but must be left out: the network comes with its own"
+    ):
+        Pipeline(config, 0, Shards(), {"mean": [0.5], "std": [0.5]})
+    assert Pipeline(config, 0, Shards(), {"image_size": 8}).preprocessing["std"] == [128 / 255]
+
+
 def test_processes_share_a_batch_and_no_image():
     single = pipeline(pad=1, flip=True)
     halves = [pipeline(shards=Shards(rank=rank, world_size=2), pad=1, flip=True) for rank in range(2)]

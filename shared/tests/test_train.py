@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from resless import cli, models, weights
-from resless.config import DataConfig, OptimConfig, RunConfig, TrainConfig, as_dict
+from resless.config import DataConfig, EvalConfig, OptimConfig, RunConfig, TrainConfig, as_dict
+from resless.data import load, stratified_split
 from resless.data.pipeline import Pipeline, Shards
 from resless.evaluate import evaluate
+from resless.evaluate import main as evaluate_folder
 from resless.recipes import TRAIN
 from resless.run import accelerator
 from resless.testing import forked, metrics
@@ -80,6 +83,31 @@ def test_the_model_folder_is_the_network_that_was_evaluated(smoke):
     found = evaluate(model, data.evaluation(data.test), accelerator("no"))
     assert found.top1 == result["top1"]
     assert found.loss == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_the_mean_of_each_pixel_goes_into_the_model_folder_and_is_subtracted_in_evaluation(tmp_path):
+    train_images, test_images = load("digits"), load("digits", "test")
+    data = DataConfig(holdout=0.2, normalize="pixel")
+    result = train(replace(SMOKE, data=data, run=RunConfig(run_dir=str(tmp_path / "run"))))
+    folder = tmp_path / "run" / "model"
+    kept, _ = stratified_split(train_images.labels, 0.2, SMOKE.run.seed)
+    means = train_images.images[kept].double().mean(dim=0)  # [1, 8, 8], grey levels
+    found = weights.read_config(folder)["preprocessing"]
+    assert found.keys() == {"image_size", "mean", "std"}
+    assert (found["image_size"], found["std"]) == (8, [128 / 255])
+    torch.testing.assert_close(torch.tensor(found["mean"]).double() * 255, means, rtol=0, atol=2e-4)
+    with torch.inference_mode():
+        logits = weights.from_pretrained(folder)(((test_images.images - means) / 128).float())
+    right = (logits.argmax(dim=1) == test_images.labels).double().mean().item()
+    loss = F.cross_entropy(logits, test_images.labels).item()
+    assert right > 0.9
+    for evaluation in (result, evaluate_folder(EvalConfig(str(folder)))):
+        assert (evaluation.images, evaluation.top1) == (360, pytest.approx(right, abs=1e-9))
+        assert evaluation.loss == pytest.approx(loss, rel=1e-5)
+    # Readable: a row of pixels is a line.
+    rows = [line for line in (folder / "config.json").read_text().splitlines() if line.count(",") >= 7]
+    assert [json.loads(row.strip().rstrip(",")) for row in rows] == found["mean"][0]
+    assert "| mean | see config.json |" in (folder / "README.md").read_text()
 
 
 def test_no_epochs_change_nothing_and_still_write_the_model(tmp_path, smoke):

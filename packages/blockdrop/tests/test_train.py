@@ -15,7 +15,8 @@ import pytest
 import torch
 from blockdrop import method
 from blockdrop.analyse import Decisions
-from blockdrop.config import Optim, Run, TrainConfig
+from blockdrop.config import EvalConfig, Optim, Run, TrainConfig
+from blockdrop.evaluate import main as evaluate
 from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import CurriculumRollouts, Rollouts
 from blockdrop.train import train
@@ -135,6 +136,18 @@ def test_images_are_resized_to_those_of_the_backbone(
     assert found == own | {name: list(values) for name, values in fields.items()}
     other = train(training(backbone, tmp_path / "other", data=replace(data, image_size=12), optim=NOTHING, **fields))
     assert weights.read_config(other)["preprocessing"]["image_size"] == 12, "unless another size is asked for"
+
+
+def test_a_mean_of_each_pixel_is_that_of_the_backbone(backbone: str, tmp_path: Path) -> None:
+    own = {"image_size": 8, "mean": torch.rand(1, 8, 8).tolist(), "std": [128 / 255]}
+    weights.save_pretrained(weights.from_pretrained(backbone), tmp_path / "pixel", preprocessing=own)
+    folder = train(training(str(tmp_path / "pixel"), tmp_path / "run", optim=NOTHING))
+    found = weights.read_config(folder)
+    assert found["preprocessing"] == own
+    evaluated = evaluate(EvalConfig(model=str(folder), repeats=0, controls=False))
+    assert evaluated["top1"] == found["metrics"]["top1"]
+    with pytest.raises(InputError, match="--normalize is 'pixel', but must be left out"):
+        train(training(str(tmp_path / "pixel"), tmp_path / "other", data=DataConfig(normalize="pixel")))
 
 
 # --- the curriculum

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from deephoyer import evaluate
 from deephoyer import prune as stage
 from deephoyer.compact import EmptyLayer
-from deephoyer.config import PruneConfig, TrainConfig
+from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.prune import at_target, cut, prune, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.sweep import Point, choose, sweep_strengths, sweep_thresholds
@@ -87,6 +89,19 @@ def test_training_starts_from_the_pretrained_folder(trained: str, tmp_path: Path
 def test_threshold_zero_and_no_fine_tuning_change_nothing(trained: str, tmp_path: Path) -> None:
     prune(pruning(trained, tmp_path / "run", sensitivity=0.0, optim=replace(ADAM, epochs=0)))
     assert_same_weights(trained, tmp_path / "run" / "model")
+
+
+def test_a_network_is_pruned_and_evaluated_on_images_normalised_as_it_was_trained(tmp_path: Path) -> None:
+    train(TrainConfig(optim=ADAM, data=DataConfig(normalize="pixel"), run=run_in(tmp_path / "run")))
+    folder = tmp_path / "run" / "model"
+    config = weights.read_config(folder)
+    assert torch.tensor(config["preprocessing"]["mean"]).shape == (1, 8, 8)
+    found = prune(pruning(str(folder), tmp_path / "pruned", sensitivity=0.0, optim=replace(ADAM, epochs=0)))
+    assert found.test["tuned"].top1 == config["metrics"]["top1"]
+    pruned = tmp_path / "pruned" / "model"
+    assert weights.read_config(pruned)["preprocessing"] == config["preprocessing"]
+    evaluate.main(EvalConfig(str(pruned), output=str(tmp_path / "result.json")))
+    assert json.loads((tmp_path / "result.json").read_text())["top1"] == config["metrics"]["top1"]
 
 
 def test_std_rule_cuts_below_so_many_standard_deviations(trained: str) -> None:

@@ -57,11 +57,16 @@ class DataConfig(SourceConfig):
     """Pixels of zero padding around an image before a random crop of its own size; 0 switches the crop off."""
     flip: bool = False
     """Flip images left to right at random."""
+    normalize: Literal["channel", "pixel"] = "channel"
+    """What is subtracted from an image, and what it is divided by: `channel`, mean and standard deviation of each
+    channel over the training images; `pixel`, the mean of each pixel over them, and 128 of 255 grey levels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
+        check(self.normalize in ("channel", "pixel"), "--normalize", self.normalize, "channel or pixel")
+        check(not self.stream or self.normalize == "channel", "--normalize", self.normalize, "channel with --stream")
 
     @classmethod
     def of(cls, source: SourceConfig) -> DataConfig:

@@ -8,6 +8,7 @@ tensors.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -89,7 +90,7 @@ def save_pretrained(
         "description": description,
     }
     try:
-        config_text = json.dumps(config, indent=2, allow_nan=False)
+        config_text = _json(config)
     except (TypeError, ValueError) as error:
         raise InputError(f"preprocessing and metrics must be finite JSON values: {error}") from error
     # Clones: tensors that share memory (tied weights) are written once each, which safetensors asks for.
@@ -395,6 +396,13 @@ def _costs(model: nn.Module, example: Tensor | None) -> dict[str, Any]:
     return counted
 
 
+def _json(config: Mapping[str, Any]) -> str:
+    """The text of config.json; a list of numbers is one line, or the mean of each pixel would be thousands of them."""
+    text = json.dumps(config, indent=2, allow_nan=False)
+    # In JSON no string holds a line break, so none looks like this.
+    return re.sub(r"\[\n[-+.,\deE\s]*\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
+
+
 def _model_card(title: str, config: Mapping[str, Any]) -> str:
     """The README.md of a model folder, in Markdown."""
     model, counted = config["model"], config["costs"]
@@ -420,5 +428,11 @@ def _model_card(title: str, config: Mapping[str, Any]) -> str:
 def _table(heading: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
-    cells = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    return "\n".join([f"| {heading} | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in cells.items())])
+    rows = (f"| {name} | {_cell(value)} |" for name, value in values.items())
+    return "\n".join([f"| {heading} | value |", "|---|---|", *rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        return f"see {CONFIG_NAME}"  # a mean of each pixel
+    return value if isinstance(value, str) else json.dumps(value)

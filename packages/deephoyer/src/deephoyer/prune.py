@@ -53,7 +53,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
     """
     label = f"prune-{Path(config.model[0]).parent.name}-{config.rule}"
     with Run(config, "deephoyer-prune", label) as run:
-        data = Pipeline(config.data, config.run.seed, run.shards)
+        preprocessing = weights.read_config(config.model[0])["preprocessing"]
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         batches = data.training(config.optim.batch_size)
         held_out_images = data.held_out() if config.data.holdout else None
         model = weights.from_pretrained(config.model[0])

@@ -7,6 +7,7 @@ number of processes, is exact by construction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from resless.data.augment import crop_flip, normalise
 from resless.data.images import Images
 from resless.errors import InputError, check
 
+Mean: TypeAlias = Sequence[float] | Sequence[Sequence[Sequence[float]]] | Tensor
+"""Of each channel, [C], or of each pixel, [C, H, W], on the [0, 1] scale."""
+
 _ORDER = -1  # takes the step's place in the seed of an epoch's order
 
 
@@ -23,10 +27,10 @@ class Batches:
     """Shuffled, augmented training batches.
 
     `batch_size` is that of all processes together; each global batch is drawn as a whole and process `rank` gets its
-    contiguous part of it. `indices` (int64) restricts to a part of the data. `mean` and `std` are per channel on the
-    [0, 1] scale; `pixel_mean` (float [C, H, W], same scale) replaces `mean`. `pad` shifts each image by up to so many
-    pixels in each direction, filling with black; `flip` mirrors half of the images. Without `shuffle` the images come
-    in the order of `indices`; with `drop_last` an incomplete last batch is left out.
+    contiguous part of it. `indices` (int64) restricts to a part of the data. `mean` is per channel or per pixel, `std`
+    per channel, both on the [0, 1] scale. `pad` shifts each image by up to so many pixels in each direction, filling
+    with black; `flip` mirrors half of the images. Without `shuffle` the images come in the order of `indices`; with
+    `drop_last` an incomplete last batch is left out.
 
     Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size.
     """
@@ -37,9 +41,8 @@ class Batches:
         batch_size: int,
         *,
         indices: Tensor | None = None,
-        mean: Sequence[float],
+        mean: Mean,
         std: Sequence[float],
-        pixel_mean: Tensor | None = None,
         pad: int = 0,
         flip: bool = False,
         seed: int,
@@ -59,7 +62,7 @@ class Batches:
         if not drop_last and 0 < remainder < world_size:
             raise InputError(f"the last batch of {remainder} images cannot be shared by {world_size} processes")
         self.steps_per_epoch = self.num_images // batch_size + (not drop_last and remainder > 0)
-        self._source = _Source(data, mean, std, pixel_mean, device, channels_last)
+        self._source = _Source(data, mean, std, device, channels_last)
         self._pad, self._flip, self._seed, self._shuffle = pad, flip, seed, shuffle
         self._rank, self._world_size = rank, world_size
 
@@ -101,9 +104,8 @@ class EvalBatches:
         batch_size: int,
         *,
         indices: Tensor | None = None,
-        mean: Sequence[float],
+        mean: Mean,
         std: Sequence[float],
-        pixel_mean: Tensor | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
@@ -113,7 +115,7 @@ class EvalBatches:
         indices = torch.arange(len(data)) if indices is None else indices
         self.num_images = len(indices)
         self._chosen = shares(indices, batch_size, rank, world_size)
-        self._source = _Source(data, mean, std, pixel_mean, device, channels_last)
+        self._source = _Source(data, mean, std, device, channels_last)
 
     @property
     def order(self) -> Tensor:
@@ -135,15 +137,14 @@ class _Source:
     def __init__(
         self,
         data: Images,
-        mean: Sequence[float],
+        mean: Mean,
         std: Sequence[float],
-        pixel_mean: Tensor | None,
         device: torch.device | str,
         channels_last: bool,
     ) -> None:
         self._data = data
         self._device = torch.device(device)
-        self._mean, self._std = statistics(data.images.shape[1], mean, std, pixel_mean, self._device)
+        self._mean, self._std = statistics(data.image_shape, mean, std, self._device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,14 +168,22 @@ def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:
     check(batch_size % world_size == 0, "batch_size", batch_size, f"a multiple of the {world_size} processes")
 
 
-def statistics(
-    channels: int, mean: Sequence[float], std: Sequence[float], pixel_mean: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Mean ([C, 1, 1], or [C, H, W] where there is a pixel_mean) and standard deviation [C, 1, 1] on the device."""
-    for field, values in (("mean", mean), ("std", std)):
-        check(len(values) == channels, field, tuple(values), f"one number for each of {channels} channels")
+def statistics(shape: tuple[int, ...], mean: Mean, std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean [C, 1, 1] or [C, H, W] and standard deviation [C, 1, 1] on the device.
+
+    `shape` is that of an image, (C, H, W), or (C,) where only a mean of each channel will do. Raises InputError where
+    mean or standard deviation are of another shape.
+    """
+    channels, means = shape[0], torch.as_tensor(mean, dtype=torch.float32)
+    wanted = f"one number for each of {channels} channels"
+    if means.dim() > 1:
+        of_pixels = f"{list(shape)}, that of the images" if len(shape) > 1 else f"{wanted} where images are streamed"
+        check(means.shape == shape, "the shape of the mean", list(means.shape), of_pixels)
+    else:
+        check(len(mean) == channels, "mean", tuple(mean), wanted)
+        means = means.view(channels, 1, 1)
+    check(len(std) == channels, "std", tuple(std), wanted)
     check(min(std) > 0, "std", tuple(std), "greater than 0")
-    means = torch.tensor(mean).view(channels, 1, 1) if pixel_mean is None else pixel_mean
     return means.to(device), torch.tensor(std).view(channels, 1, 1).to(device)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from resless.config import DataConfig, SourceConfig
 from resless.data import catalog
-from resless.data.images import Images, channel_mean_std, load, stratified_split
+from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
 from resless.data.loaders import Batches, EvalBatches
 from resless.data.sources import open_samples
 from resless.data.stream import Stream, StreamBatches, StreamEvalBatches, eval_transform, train_transform
@@ -21,6 +21,7 @@ from resless.models import spec_of
 
 EVAL_BATCH_SIZE = 500  # of images in memory; of streamed ones, workers hold several batches ready
 EVAL_STREAM_BATCH_SIZE = 100
+PIXEL_STD = 128 / 255  # that of images of which the mean of each pixel is subtracted
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 
 
@@ -43,14 +44,15 @@ class Pipeline:
     """Training, held-out and test images of a configuration.
 
     Args:
-        config: data set, held-out fraction, augmentation.
+        config: data set, held-out fraction, augmentation, normalisation.
         seed: of the split, the order and the augmentation.
         shards: this process's share.
         preprocessing: what a trained network expects, as its model folder has it: `mean` and `std` to normalise with,
             and the `image_size` to resize to where neither the configuration nor the data set has a size.
 
     Raises:
-        InputError: the data set cannot be found or read; here, or where images are first asked for.
+        InputError: `--normalize pixel` for a network that has its own statistics; the data set cannot be found or read,
+            here, or where images are first asked for.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class Pipeline:
         self._given = preprocessing or {}
         if config.image_size is None and catalog.get(config.dataset).size is None:
             self._config = replace(self._config, image_size=self._given.get("image_size"))
+        self._normalised = self._given.keys() >= {"mean", "std"}
+        free = not self._normalised or self._config.normalize == "channel"
+        check(free, "--normalize", self._config.normalize, "left out: the network comes with its own mean and std")
 
     @cached_property
     def train(self) -> Images | Stream:
@@ -89,16 +94,22 @@ class Pipeline:
         return kept, held_out
 
     @cached_property
-    def statistics(self) -> dict[str, list[float]]:
-        """`mean` and `std` of each channel, on the scale 0..1, that images are normalised with.
+    def statistics(self) -> dict[str, Any]:
+        """What images are normalised with, on the scale 0..1: `mean` of each channel or pixel, `std` of each channel.
 
-        Those of the given preprocessing; else of a named data set its published ones, of another those of its training
-        images, or ImageNet's where they are streamed.
+        Those of the given preprocessing; else, as `normalize` asks for, of each pixel the mean of the training images
+        and PIXEL_STD, or of each channel a named data set's published numbers, another's own over its training images,
+        or ImageNet's where they are streamed.
         """
+        if self._normalised:
+            return {"mean": list(self._given["mean"]), "std": list(self._given["std"])}
+        if self._config.normalize == "pixel":
+            assert isinstance(self.train, Images)
+            mean_image = pixel_mean(self.train, self.split[0]).double()
+            # Rounded, for it is written into a JSON file; trained with as it is written.
+            return {"mean": mean_image.round(decimals=6).tolist(), "std": [PIXEL_STD] * len(mean_image)}
         known = catalog.get(self._config.dataset)
         mean, std = known.mean, known.std
-        if self._given.keys() >= {"mean", "std"}:
-            mean, std = self._given["mean"], self._given["std"]
         if mean is None or std is None:
             if isinstance(self.train, Images):
                 mean, std = channel_mean_std(self.train, self.split[0])

@@ -184,7 +184,7 @@ class _Stream:
     ) -> None:
         check(num_workers >= 0, "num_workers", num_workers, "at least 0")
         self._device = torch.device(device)
-        self._mean, self._std = statistics(decoder.channels, mean, std, None, self._device)
+        self._mean, self._std = statistics((decoder.channels,), mean, std, self._device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._plan = _Plan()
         self._loader: DataLoader[Any] = DataLoader(
