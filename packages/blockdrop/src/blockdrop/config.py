@@ -121,8 +121,7 @@ class TrainConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_policy_gradient(self.penalty, self.alpha)
-        check(0 <= self.entropy_bonus < math.inf, "--entropy-bonus", self.entropy_bonus, "0 or more, and finite")
+        _check_policy_gradient(self.penalty, self.alpha, self.entropy_bonus)
         check(self.curriculum_step > 0, "--curriculum-step", self.curriculum_step, "1 block or more")
         pool = self.policy_pool
         check(pool is None or 1 <= pool <= 64, "--policy-pool", pool, "from 1 to 64 pixels")
@@ -141,13 +140,16 @@ class FinetuneConfig(BackboneConfig):
     """Largest probability with which a block is kept or dropped while training."""
     policy_reduction: Literal["sum", "mean"] = "sum"
     """How the policy's loss is reduced over a batch before the mean cross-entropy is added; the authors' is the sum."""
+    entropy_bonus: Annotated[float, tyro.conf.arg(aliases=["--beta"])] = 0.0
+    """Weight of the mean entropy of the policies in the loss; the authors have none here. Some keeps probabilities from
+    running to 0 or 1, where nothing moves them any more."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: Optim = field(default_factory=lambda: Optim(optimizer="adam", lr=1e-4))
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_policy_gradient(self.penalty, self.alpha)
+        _check_policy_gradient(self.penalty, self.alpha, self.entropy_bonus)
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ class PlotConfig:
     """Folder that holds the run's data set, where it has moved."""
 
 
-def _check_policy_gradient(penalty: float, alpha: float) -> None:
+def _check_policy_gradient(penalty: float, alpha: float, entropy_bonus: float) -> None:
     check(-math.inf < penalty < 0, "--penalty", penalty, "below 0, and finite: what a wrong prediction costs")
     check(0.5 < alpha <= 1, "--alpha", alpha, "above 0.5 and at most 1")
+    check(0 <= entropy_bonus < math.inf, "--entropy-bonus", entropy_bonus, "0 or more, and finite")

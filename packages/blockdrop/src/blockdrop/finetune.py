@@ -1,6 +1,6 @@
 """Joint fine-tuning of residual and policy network (BlockDrop, section 3.3): the loop behind `blockdrop-finetune`.
 
-    loss = -Σ_images (R(u) - R(ũ)) · log P(u) + cross-entropy of the logits under the sampled policies u
+    loss = -Σ_images (R(u) - R(ũ)) · log P(u) + cross-entropy of the logits under the sampled policies u - β · H(P)
 
 Runs on one process, or on several by `accelerate launch -m blockdrop.finetune --model R110_C10 --pretrained FOLDER`.
 """
@@ -58,13 +58,14 @@ def finetune(config: FinetuneConfig) -> Path:
                 reward, baseline = rollouts.rewards(labels, config.penalty)
                 log_likelihood = method.log_likelihood(rollouts.probabilities, rollouts.sampled, decided)
                 policy_loss = scale * method.self_critical_loss(reward - baseline, log_likelihood).sum()
+                entropy = method.entropy(rollouts.probabilities, decided).mean()
                 cross_entropy = F.cross_entropy(rollouts.sampled_logits, labels)
-                loss = policy_loss + cross_entropy
+                loss = policy_loss + cross_entropy - config.entropy_bonus * entropy
                 run.accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
                 metrics = rollouts.metrics(labels, (reward, baseline))
-                run.track(loss=loss, cross_entropy=cross_entropy, policy_loss=policy_loss, **metrics)
+                run.track(loss=loss, cross_entropy=cross_entropy, policy_loss=policy_loss, entropy=entropy, **metrics)
             if held_out is not None:
                 run.log(**decisions(net, held_out, run.accelerator).record("held_out", config.penalty))
 
