@@ -345,7 +345,7 @@ def test_the_content_of_a_checkpoint_can_be_read_and_loaded_in_parts(tmp_path: P
 
 def test_loading_a_state_leaves_it_as_it_is_and_names_its_source() -> None:
     source, target = trained_resnet(), models.create("resnet8")
-    state = in_double(without_counters(wrapped(source.state_dict())["state_dict"]))
+    state = weights.unwrapped(in_double(without_counters(wrapped(source.state_dict())["state_dict"])), "somewhere")
     before = dict(state)
     weights.load_state(target, state, "somewhere")
     assert state == before

@@ -185,9 +185,7 @@ def load(model: nn.Module, path: str | Path, key_map: Mapping[str, str | None] |
         InputError: a missing or damaged file, a pickle that holds anything but tensors and plain values, keys or
             shapes that do not match.
     """
-    path = Path(path)
-    content = read_checkpoint(path)
-    load_state(model, _unwrapped(content, path), path, key_map)
+    load_state(model, unwrapped(read_checkpoint(path), path), path, key_map)
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -207,8 +205,8 @@ def read_checkpoint(path: str | Path) -> Any:
 def load_state(
     model: nn.Module, state: Mapping[str, Tensor], source: str | Path, key_map: Mapping[str, str | None] | None = None
 ) -> None:
-    """Load a state dict that came from `source`, as `load` does."""
-    state = _renamed(_without_prefix(dict(state)), key_map or {}, source)
+    """Load a state dict that came from `source`, as `load` does; its keys are taken as they are, see `unwrapped`."""
+    state = _renamed(state, key_map or {}, source)
     own = model.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     if not counters & state.keys():
@@ -223,12 +221,23 @@ def load_state(
 
 
 def unwrapped(content: Any, source: str | Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint's nested dicts, without the prefix of DataParallel.
+    """The state dict inside a checkpoint's nested dicts, without the `module.` that DataParallel puts before all keys.
 
     Raises:
         InputError: there is none, or more than one.
     """
-    return _without_prefix(_unwrapped(content, source))
+    while isinstance(content, Mapping):
+        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+            wrapped = all(key.startswith("module.") for key in content)
+            return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
+        wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]
+        if len(wrappers) != 1:
+            raise InputError(
+                f"{source} holds no state dict that can be told apart: its keys are {_listed(map(str, content))}, but "
+                f"either all values must be tensors or exactly one of {', '.join(WRAPPER_KEYS)} must hold a dict"
+            )
+        content = content[wrappers[0]]
+    raise InputError(f"{source} holds a {type(content).__name__}, but a dict of tensors is needed")
 
 
 def _load_torch(path: Path) -> Any:
@@ -248,29 +257,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _unwrapped(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint's nested dicts."""
-    while isinstance(content, Mapping):
-        if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-            return dict(content)
-        wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]
-        if len(wrappers) != 1:
-            raise InputError(
-                f"{path} holds no state dict that can be told apart: its keys are {_listed(map(str, content))}, but "
-                f"either all values must be tensors or exactly one of {', '.join(WRAPPER_KEYS)} must hold a dict"
-            )
-        content = content[wrappers[0]]
-    raise InputError(f"{path} holds a {type(content).__name__}, but a dict of tensors is needed")
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without the `module.` that DataParallel puts before all of them."""
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
-
-
-def _renamed(state: dict[str, Tensor], key_map: Mapping[str, str | None], path: str | Path) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], key_map: Mapping[str, str | None], path: str | Path) -> dict[str, Tensor]:
     if absent := [key for key in key_map if key not in state]:
         raise InputError(f"{path} does not hold {_listed(absent)}, named in the key map")
     renamed: dict[str, Tensor] = {}
