@@ -223,7 +223,7 @@ def test_the_four_lines_are_the_authors() -> None:
 def test_a_collapse_is_said(row: list[bool] | None, sentence: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     kept = np.array([row or [False, True, True], row or [True, True, True]])
     found = Decisions(kept, np.array([True, True]), np.array([0, 1]), np.arange(2))
-    print_summary(summary(found, costs.BlockCosts(1000, (100, 200, 300), 50)), {})
+    print_summary(summary(found, costs.BlockCosts(1000, (100, 200, 300), 50)) | {"controls": {}})
     printed = capsys.readouterr().out
     if sentence is None:
         assert "warning" not in printed
@@ -435,7 +435,7 @@ def test_what_is_to_be_specialised_is_checked(undecided: str, tmp_path: Path) ->
 def test_one_policys_network_is_written_where_it_is_asked_for(
     undecided: str, tmp_path: Path, policy: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net, frequent = net_of(undecided), np.array([digit == "1" for digit in "110000111"])
+    net, frequent = net_of(undecided), "110000111"
     statistics = {"mean": [0.5], "std": [0.25]}
     specialise(net, EvalConfig(model="m"), frequent, {"top1": 0.5}, statistics, DIGIT)
     assert list(tmp_path.iterdir()) == []

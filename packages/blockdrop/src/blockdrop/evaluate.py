@@ -179,14 +179,31 @@ def paper_lines(result: dict[str, Any]) -> str:
     )
 
 
-def print_summary(result: dict[str, Any], others: dict[str, dict[str, Any]], split: str = "test") -> None:
-    """The paper's lines, the same in MACs, and the controls, for the images of a split."""
+def measured(
+    net: BlockDropNet,
+    batches: EvalBatches | StreamEvalBatches,
+    accelerator: Accelerator,
+    cost: BlockCosts,
+    *,
+    seed: int,
+    dense: SkippingResNet | None = None,
+    compare: bool = True,
+    executor: str = "auto",
+) -> tuple[Decisions, dict[str, Any]]:
+    """What a network decides, and its `summary` with `stages` and, empty unless `compare`, its `controls`."""
+    found = decisions(net, batches, accelerator, executor=executor)
+    others = controls(net, batches, accelerator, found, cost, seed=seed, dense=dense) if compare else {}
+    return found, summary(found, cost) | {"stages": net.resnet.stages, "controls": others}
+
+
+def print_summary(result: dict[str, Any], split: str = "test") -> None:
+    """The paper's lines, the same in MACs, and the controls, for the images of a split; `result` is as `measured`."""
     print(paper_lines(result))
     print(
         f"    (FLOPs are the paper's, 2 x MACs. MACs/img: {result['macs']:,.0f}, of which policy network "
         f"{result['policy_macs']:,}; the dense network takes {result['dense_macs']:,})"
     )
-    lines = {"policy network": result, **{CONTROLS[name]: control for name, control in others.items()}}
+    lines = {"policy network": result, **{CONTROLS[name]: control for name, control in result["controls"].items()}}
     rows = [
         [
             name,
@@ -220,17 +237,14 @@ def report(
     `dense` is the residual network as fine-tuning found it, where there was any.
     """
     cost = costs.count(net, data.example)
-    found = decisions(net, test_images, run.accelerator)
-    result = summary(found, cost) | {"stages": net.resnet.stages}
-    others = controls(net, test_images, run.accelerator, found, cost, seed=run.settings.seed, dense=dense)
+    found, result = measured(net, test_images, run.accelerator, cost, seed=run.settings.seed, dense=dense)
     if run.accelerator.is_main_process:
         with run.writing("the decisions"):
             found.save(run.folder / "policies.npz")
-        print_summary(result, others)
-    record = result | {"controls": others}
+        print_summary(result)
     folder = run.finish(
         net,
-        metrics=record,
+        metrics=result,
         preprocessing=data.preprocessing,
         example=data.example,
         description=(
@@ -241,7 +255,7 @@ def report(
     )
     if run.accelerator.is_main_process:
         with run.writing("pictures"):
-            draw(found, data.test, run.folder, record)
+            draw(found, data.test, run.folder, result)
             draw_rewards(run.history, run.folder / "rewards.png")
     return folder
 
@@ -262,12 +276,11 @@ def main(config: EvalConfig) -> dict[str, Any]:
         net = net.to(memory_format=torch.channels_last)
     batches, example = data.evaluation(images, config.batch_size), torch.zeros(1, *images.image_shape)
     cost = costs.count(net, example)
-    found = decisions(net, batches, accelerator, executor=config.executor)
-    result = summary(found, cost) | {"stages": net.resnet.stages}
-    others = controls(net, batches, accelerator, found, cost, seed=config.seed) if config.controls else {}
-    result["controls"] = others
+    found, result = measured(
+        net, batches, accelerator, cost, seed=config.seed, compare=config.controls, executor=config.executor
+    )
     if accelerator.is_main_process:
-        print_summary(result, others, config.split)
+        print_summary(result, config.split)
         if config.repeats:
             some = speed.some(batches)
             with accelerator.autocast():
@@ -279,7 +292,8 @@ def main(config: EvalConfig) -> dict[str, Any]:
         if config.plots is not None:
             draw(found, images, Path(config.plots), result)
             print(f"wrote pictures to {config.plots}")
-        specialise(net, config, policies(found.kept).kept[0], others.get("most_frequent", {}), preprocessing, example)
+        frequent, metrics = result["most_frequent_policy"], result["controls"].get("most_frequent", {})
+        specialise(net, config, frequent, metrics, preprocessing, example)
     return result
 
 

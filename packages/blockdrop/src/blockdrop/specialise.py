@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from resless import weights
 from resless.errors import check
 from torch import Tensor
 
-from blockdrop.analyse import digits
 from blockdrop.config import EvalConfig
 from blockdrop.model import BlockDropNet
 
@@ -31,7 +29,7 @@ def check_specialise(config: EvalConfig, num_blocks: int) -> None:
 def specialise(
     net: BlockDropNet,
     config: EvalConfig,
-    most_frequent: np.ndarray,
+    most_frequent: str,
     metrics: dict[str, Any],
     preprocessing: dict[str, Any],
     example: Tensor,
@@ -41,19 +39,19 @@ def specialise(
     Args:
         net: the network to take it from.
         config: of the evaluation.
-        most_frequent: bool [K]; `metrics` is what was measured with it, if anything was.
+        most_frequent: K digits; `metrics` is what was measured with it, if anything was.
         preprocessing, example: for the model folder.
     """
     if config.specialise is None:
         return
-    kept = most_frequent if config.policy is None else np.array([digit == "1" for digit in config.policy])
+    policy = config.policy or most_frequent
     weights.save_pretrained(
-        net.specialised(kept).cpu(),
+        net.specialised([digit == "1" for digit in policy]).cpu(),
         config.specialise,
         preprocessing=preprocessing,
         metrics=metrics if config.policy is None else {},
-        description=f"The network of BlockDrop's policy {digits(kept)}: the blocks of digit 1, first block first.",
+        description=f"The network of BlockDrop's policy {policy}: the blocks of digit 1, first block first.",
         example=example,
         overwrite=config.overwrite,
     )
-    print(f"wrote {config.specialise}: {int(kept.sum())} of {net.num_blocks} blocks, policy {digits(kept)}")
+    print(f"wrote {config.specialise}: {policy.count('1')} of {net.num_blocks} blocks, policy {policy}")
