@@ -258,6 +258,17 @@ def test_blocks_add_shortcut_and_residual(depth: int, shapes: list[tuple[int, in
     torch.testing.assert_close(model.head(x), model(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "kept", "stages"),
+    [("resnet14", None, [2, 2, 2]), ("resnet14", (1, 2, 3), [1, 2, 1]), ("torchvision/resnet34", None, [3, 4, 6, 3])],
+)
+def test_stages_hold_the_blocks_in_order(name: str, kept: tuple[int, ...] | None, stages: list[int]) -> None:
+    with torch.device("meta"):
+        model = models.create(name, kept_blocks=kept)
+    assert [len(stage) for stage in model.stages()] == stages
+    assert [block for stage in model.stages() for block in stage] == list(model.blocks())
+
+
 def test_subsample_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
     x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
     out = SubsampleShortcut(2, 6, 2)(x)

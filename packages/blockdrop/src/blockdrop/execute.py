@@ -11,7 +11,7 @@ The last two wait for the device once a batch, when the policy comes to the host
 known from then on.
 
 Letters: N images, C channels, H x W pixels, K blocks. Blocks have `shortcut` and `residual`, as those of
-`resless.models.resnet`.
+`resless.models.resnet`; of a block that was removed only the shortcut is left, and no policy decides on it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(blocks: Sequence[Block], x: Tensor, policy: Tensor, executor: str = "aut
     """The features after the blocks.
 
     Args:
-        blocks: K residual blocks, in order.
+        blocks: in order, K of them residual blocks, the others what is left of removed ones.
         x: features before them, [N, C, H, W]; without gradients its memory may be written to.
         policy: which blocks each image keeps, 0/1 of any type [N, K].
         executor: one of EXECUTORS. `auto` groups where there are several policies, each of IMAGES_PER_POLICY images
@@ -61,21 +61,26 @@ def run(blocks: Sequence[Block], x: Tensor, policy: Tensor, executor: str = "aut
         InputError: a policy of another shape or with other values, an unknown executor.
     """
     check(executor in EXECUTORS, "executor", executor, f"one of {', '.join(EXECUTORS)}")
-    kept = _on_host(policy, len(x), len(blocks))
+    decided = [hasattr(block, "residual") for block in blocks]
+    kept = np.zeros((len(x), len(blocks)), dtype=bool)
+    kept[:, decided] = _on_host(policy, len(x), sum(decided))
     if executor == "masked":
         return _masked(blocks, x, policy.bool())
-    policies, group = _distinct(kept)
-    few = len(policies) * IMAGES_PER_POLICY <= len(x) and not any(block.training for block in blocks)
-    if len(policies) > 1 and (executor == "grouped" or (executor == "auto" and few)):
-        return _grouped(blocks, x, policies, group)
+    if executor == "grouped" or (executor == "auto" and not any(block.training for block in blocks)):
+        policies, group = _distinct(kept)
+        few = len(policies) * IMAGES_PER_POLICY <= len(x)
+        if len(policies) > 1 and (executor == "grouped" or few):
+            return _grouped(blocks, x, policies, group)
     return _gathered(blocks, x, kept)
 
 
 def _masked(blocks: Sequence[Block], x: Tensor, policy: Tensor) -> Tensor:
-    for block, kept in zip(blocks, policy.unbind(dim=1), strict=True):
+    columns = iter(policy.unbind(dim=1))
+    for block in blocks:
         shortcut = block.shortcut(x)
-        if hasattr(block, "residual"):  # of a removed block only the shortcut is left
-            x = torch.where(kept[:, None, None, None], torch.relu(shortcut + block.residual(x)), shortcut)
+        if hasattr(block, "residual"):
+            kept = next(columns)[:, None, None, None]
+            x = torch.where(kept, torch.relu(shortcut + block.residual(x)), shortcut)
         else:
             x = shortcut
     return x

@@ -55,8 +55,7 @@ class SkippingResNet(nn.Module):
     @property
     def stages(self) -> list[int]:
         """Blocks that are decided in each stage; they add up to K."""
-        layers = (getattr(self.net, name, ()) for name in ("layer1", "layer2", "layer3", "layer4"))
-        counts = (sum(hasattr(block, "residual") for block in layer) for layer in layers)
+        counts = (sum(hasattr(block, "residual") for block in stage) for stage in self.net.stages())
         return [count for count in counts if count]
 
     def forward(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
@@ -65,29 +64,17 @@ class SkippingResNet(nn.Module):
 
     def features(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:
         """Features [N, C', H', W'] after the blocks."""
-        return self._run(self.net.stem(images), policy, executor, first=0)
+        return execute.run(self.blocks, self.net.stem(images), policy, executor)
 
     def rollouts(self, images: Tensor, policies: Sequence[Tensor], first_open: int = 0) -> list[Tensor]:
         """Logits under several policies, which all keep every block before `first_open`: those run once for all."""
         first = self._decided[first_open]
         x = self.net.stem(images)
-        for index, block in enumerate(self.blocks[:first]):
-            x = block(x) if index in self._decided else block.shortcut(x)
+        for block in self.blocks[:first]:
+            x = block(x)
         x = x.repeat(len(policies), 1, 1, 1).contiguous(memory_format=_layout(x))
-        x = self._run(x, torch.cat([policy[:, first_open:] for policy in policies]), "auto", first)
+        x = execute.run(self.blocks[first:], x, torch.cat([policy[:, first_open:] for policy in policies]))
         return list(self.net.head(x).chunk(len(policies)))
-
-    def _run(self, x: Tensor, policy: Tensor, executor: str, first: int) -> Tensor:
-        """All blocks from block `first` on; `policy` has a column for each of these that is decided."""
-        blocks = self.blocks[first:]
-        columns = [index - first for index in self._decided if index >= first]
-        if len(columns) < len(blocks):
-            if policy.shape != (len(x), len(columns)):  # execute.run would name the number of all blocks
-                wanted = f"[{len(x)}, {len(columns)}]: an image a row, a block a column"
-                raise InputError(f"the policy is {list(policy.shape)}, but must be {wanted}")
-            all_blocks = policy.new_zeros(len(policy), len(blocks))
-            policy = all_blocks.index_copy(1, torch.tensor(columns, device=policy.device), policy)
-        return execute.run(blocks, x, policy, executor)
 
 
 class PolicyNetwork(nn.Module):

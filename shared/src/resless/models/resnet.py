@@ -157,15 +157,19 @@ class ResNet(nn.Module):
         """Images [N, C, H, W] -> features [N, 16, H, W]."""
         return F.relu(self.bn1(self.conv1(x)))
 
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """The residual blocks of each stage, and what is left of dropped ones, in order of execution."""
+        return self.layer1, self.layer2, self.layer3
+
     def blocks(self) -> Iterator[Block | ShortcutOnly]:
-        """All residual blocks, and what is left of dropped ones, in order of execution."""
-        for stage in (self.layer1, self.layer2, self.layer3):
+        """Those of all stages."""
+        for stage in self.stages():
             yield from cast("Iterator[Block | ShortcutOnly]", iter(stage))
 
     def drop_blocks(self, kept: Sequence[int] | None) -> None:
         """Remove, in place, the residual branches of all blocks but `kept`; see `kept_of`."""
-        stages = kept_of(kept, (self.layer1, self.layer2, self.layer3), lambda block: ShortcutOnly(block.shortcut))
-        self.layer1, self.layer2, self.layer3 = stages
+        left = kept_of(kept, self.stages(), lambda block: ShortcutOnly(block.shortcut))
+        self.layer1, self.layer2, self.layer3 = left
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""

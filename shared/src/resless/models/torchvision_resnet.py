@@ -23,29 +23,32 @@ LAYERS = {
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
 }
+_IDENTITY = nn.Identity()
 
 
-class DownsampleOnly(nn.Module):
+class _WithShortcut:
+    """torchvision's blocks call their shortcut `downsample`, and have none where it changes nothing."""
+
+    downsample: nn.Module | None
+
+    @property
+    def shortcut(self) -> nn.Module:
+        return _IDENTITY if self.downsample is None else self.downsample
+
+
+class DownsampleOnly(_WithShortcut, nn.Module):
     """What is left of a stage's first block without its residual branch: its projection, and no ReLU."""
 
     def __init__(self, downsample: nn.Module) -> None:
         super().__init__()
         self.downsample = downsample
 
-    @property
-    def shortcut(self) -> nn.Module:
-        return self.downsample
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(x)
+        return self.shortcut(x)
 
 
-class BasicBlock(torchvision_resnet.BasicBlock):
+class BasicBlock(_WithShortcut, torchvision_resnet.BasicBlock):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
-
-    @property
-    def shortcut(self) -> nn.Module:
-        return _IDENTITY if self.downsample is None else self.downsample
 
     def residual(self, x: Tensor) -> Tensor:
         """What the block adds to its shortcut, [N, C', H/stride, W/stride]."""
@@ -53,12 +56,8 @@ class BasicBlock(torchvision_resnet.BasicBlock):
         return self.bn2(self.conv2(x))
 
 
-class Bottleneck(torchvision_resnet.Bottleneck):
+class Bottleneck(_WithShortcut, torchvision_resnet.Bottleneck):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
-
-    @property
-    def shortcut(self) -> nn.Module:
-        return _IDENTITY if self.downsample is None else self.downsample
 
     def residual(self, x: Tensor) -> Tensor:
         """What the block adds to its shortcut, [N, C', H/stride, W/stride]."""
@@ -67,7 +66,6 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         return self.bn3(self.conv3(x))
 
 
-_IDENTITY = nn.Identity()
 _BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
@@ -78,9 +76,13 @@ class ResNet(torchvision_resnet.ResNet):
         """Images [N, C, H, W] -> features [N, 64, H/4, W/4]."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """The residual blocks of each stage, and what is left of dropped ones, in order of execution."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
     def blocks(self) -> Iterator[nn.Module]:
-        """All residual blocks, and what is left of dropped ones, in order of execution."""
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        """Those of all stages."""
+        for stage in self.stages():
             yield from stage
 
     def head(self, x: Tensor) -> Tensor:
@@ -89,10 +91,8 @@ class ResNet(torchvision_resnet.ResNet):
 
     def drop_blocks(self, kept: Sequence[int] | None) -> None:
         """Remove, in place, the residual branches of all blocks but `kept`; see `resless.models.resnet.kept_of`."""
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        left = kept_of(kept, stages, lambda block: DownsampleOnly(block.downsample))
-        for name, stage in zip(("layer1", "layer2", "layer3", "layer4"), left, strict=True):
-            setattr(self, name, stage)
+        left = kept_of(kept, self.stages(), lambda block: DownsampleOnly(block.downsample))
+        self.layer1, self.layer2, self.layer3, self.layer4 = left
 
 
 def resnet(depth: int, *, num_classes: int, in_channels: int, kept_blocks: Sequence[int] | None = None) -> ResNet:
