@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -22,6 +23,8 @@ BAD_VALUES = [
     (DataConfig, "holdout", 1.0),
     (DataConfig, "holdout", float("nan")),
     (DataConfig, "pad", -1),
+    *((DataConfig, name, bad) for name in ("brightness", "contrast", "saturation") for bad in (-0.1, 1.0, math.nan)),
+    *((DataConfig, "lighting", bad) for bad in (-0.1, math.inf, math.nan)),
     (DataConfig, "normalize", "image"),
     (DataConfig, "image_size", 0),
     (OptimConfig, "lr", 0.0),
@@ -61,6 +64,12 @@ def test_a_mean_of_each_pixel_is_for_images_in_memory():
     assert DataConfig(normalize="pixel").normalize == "pixel"
     with pytest.raises(InputError, match="--normalize is 'pixel', but must be channel with --stream"):
         DataConfig(normalize="pixel", stream=True)
+
+
+def test_colours_are_left_alone_unless_asked_for():
+    names = ("brightness", "contrast", "saturation", "lighting")
+    assert [getattr(DataConfig(), name) for name in names] == [0.0] * 4
+    assert DataConfig(brightness=0.99, contrast=0.2, saturation=0.4, lighting=2.0).lighting == 2.0
 
 
 def test_overwriting_and_resuming_exclude_each_other():

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resless.data import StreamBatches, StreamEvalBatches, open_samples
-from resless.data.stream import eval_transform, train_transform
+from resless.data import StreamBatches, StreamEvalBatches, lighting_shift, open_samples
+from resless.data.stream import Lighting, eval_transform, train_transform
 from resless.errors import InputError
 from resless.testing import shared_data
 from torchvision.transforms import v2
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "lighting": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,11 @@ def tree(tmp_path_factory):
     return root
 
 
+# Of the colours of ImageNet's pixels; a row of red, green and blue each.
+VALUES = (0.2175, 0.0188, 0.0045)
+VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
 def stream(tree, num_workers=0, batch_size=4, **options):
     samples = open_samples(str(tree))
     options = {"mean": MEAN, "std": STD, "seed": 5, "transform": train_transform(16), **options}
@@ -43,9 +49,10 @@ def assert_equal(first, second):
         assert torch.equal(labels, other_labels)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_do_not_change_any_batch(tree, num_workers):
-    alone, helped = stream(tree), stream(tree, num_workers)
+@pytest.mark.parametrize(("num_workers", "colours"), [(1, {}), (2, {}), (1, COLOURS)])
+def test_workers_do_not_change_any_batch(tree, num_workers, colours):
+    transform = train_transform(16, **colours)
+    alone, helped = stream(tree, transform=transform), stream(tree, num_workers, transform=transform)
     expected = [list(alone.epoch(epoch)) for epoch in (0, 1)]
     for epoch in (0, 1):  # the workers stay alive between the two
         assert_equal(helped.epoch(epoch), expected[epoch])
@@ -64,15 +71,61 @@ def test_epoch_visits_images_once_and_drops_the_incomplete_batch(tree):
     assert len(torch.cat([images for images, _ in found]).flatten(1).unique(dim=0)) == 20
 
 
-def test_slices_of_two_ranks_make_up_the_batch_of_one(tree):
-    ranks = [list(stream(tree, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+@pytest.mark.parametrize("colours", [{}, COLOURS])
+def test_slices_of_two_ranks_make_up_the_batch_of_one(tree, colours):
+    transform = train_transform(16, **colours)
+    ranks = [list(stream(tree, transform=transform, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
     joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
-    assert_equal(joined, stream(tree).epoch(0))
+    assert_equal(joined, stream(tree, transform=transform).epoch(0))
+
+
+def drawn(transform, image, seed):
+    torch.manual_seed(seed)
+    return transform(image)
+
+
+def test_without_colours_the_transform_is_a_crop_and_a_flip(tree):
+    image = torch.from_numpy(open_samples(str(tree)).image(0))
+    plain = v2.Compose([v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip()])
+    off = train_transform(16, brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0)
+    assert repr(off) == repr(train_transform(16)) == repr(plain)
+    for seed in range(20):
+        assert torch.equal(drawn(off, image, seed), drawn(plain, image, seed))
+
+
+def test_the_transform_is_torchvisions_jitter_then_lighting_between_crop_and_flip(tree):
+    image = torch.from_numpy(open_samples(str(tree)).image(0))
+    found = train_transform(16, **COLOURS)
+    crop, flip = v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip()
+    expected = v2.Compose([crop, v2.ColorJitter(0.4, 0.4, 0.4), Lighting(0.1), flip])
+    images = [drawn(found, image, seed) for seed in range(20)]
+    assert all(one.dtype == torch.uint8 and one.shape == (3, 16, 16) for one in images)
+    assert all(torch.equal(one, drawn(expected, image, seed)) for seed, one in enumerate(images))
+    only = v2.Compose([crop, v2.ColorJitter(contrast=0.4), flip])
+    assert torch.equal(drawn(train_transform(16, contrast=0.4), image, 3), drawn(only, image, 3))
+    grey = image[:1]
+    assert drawn(train_transform(16, brightness=0.4, contrast=0.4), grey, 0).shape == (1, 16, 16)
+
+
+def test_lighting_shifts_all_pixels_of_an_image_alike():
+    image = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    torch.manual_seed(1)
+    found = Lighting(0.1)(image)
+    torch.manual_seed(1)
+    shift = lighting_shift(0.1 * torch.randn(1, 3)).view(3, 1, 1)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.float(), (100 + shift).round().expand(3, 2, 2))
+    assert torch.equal(image, torch.full_like(image, 100))
+    shifts = torch.stack([Lighting(0.1)(image)[:, 0, 0] - 100.0 for _ in range(2000)])
+    # The variances 25.5^2 * sum of (eigenvalue * part of eigenvector)^2, and 1/12 of the rounding; standard error 3 %.
+    variances = [25.5**2 * sum((value * part) ** 2 for value, part in zip(VALUES, row, strict=True)) for row in VECTORS]
+    torch.testing.assert_close(shifts.var(0), torch.tensor(variances) + 1 / 12, rtol=0.15, atol=0)
+    assert shifts.mean(0).abs().max() < 0.4  # five standard errors
 
 
 def test_the_global_random_state_is_left_alone(tree):
     before = torch.get_rng_state()
-    list(stream(tree).epoch(0))
+    list(stream(tree, transform=train_transform(16, **COLOURS)).epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

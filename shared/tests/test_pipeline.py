@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from resless import models, weights
 from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
+from resless.data import Batches, StreamBatches
 from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.stream import train_transform
 from resless.errors import InputError
 from resless.run import accelerator
 from resless.train import train
@@ -113,6 +115,48 @@ def test_processes_share_a_batch_and_no_image():
     parts = [next(iter(half.training(64).epoch(5, start_step=3))) for half in halves]
     assert torch.equal(torch.cat([images for images, _ in parts]), whole_images)
     assert torch.equal(torch.cat([labels for _, labels in parts]), whole_labels)
+
+
+def test_colours_of_training_images_alone_are_varied(pets):
+    colours = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "lighting": 0.4}
+    plain, varied = pipeline(dataset=pets, holdout=0.2), pipeline(dataset=pets, holdout=0.2, **colours)
+    batches = Batches(plain.train, 16, indices=plain.split[0], seed=0, **plain.statistics, **colours)
+    ((images, labels),), ((expected, order),) = varied.training(16).epoch(1), batches.epoch(1)
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, order)
+    for name in colours:
+        ((less, _),) = pipeline(dataset=pets, holdout=0.2, **(colours | {name: 0.0})).training(16).epoch(1)
+        assert not torch.equal(less, images), f"{name} has no effect"
+    ((held_out, _),), ((same, _),) = varied.held_out(), plain.held_out()
+    assert torch.equal(held_out, same)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("option", ["saturation", "lighting"])
+def test_colours_of_grey_images_cannot_be_varied(option, stream, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
+    for name in ("cat", "dog"):
+        (tmp_path / "grey" / "train" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (5, 5), 50 * number).save(tmp_path / "grey" / "train" / name / f"{number}.png")
+    options = {"dataset": str(tmp_path / "grey"), "stream": stream, "image_size": 5, "workers": 0}
+    ((images, _),) = pipeline(brightness=0.4, contrast=0.4, **options).training(8).epoch(0)
+    assert images.shape == (8, 1, 5, 5)
+    data = pipeline(**options, **{option: 0.1})
+    with pytest.raises(InputError, match=rf"^--{option} is 0.1, but must be left out: the images have 1 channel"):
+        data.training(4)
+
+
+def test_colours_of_streamed_images_are_varied_by_their_transform(pets):
+    options = {"dataset": pets, "stream": True, "image_size": 4, "workers": 0}
+    colours = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "lighting": 0.4}
+    data = pipeline(**options, **colours)
+    transform = train_transform(4, **colours)
+    expected = StreamBatches(data.train.samples, 20, transform=transform, seed=0, num_workers=0, **data.statistics)
+    ((images, _),), ((same, _),) = data.training(20).epoch(0), expected.epoch(0)
+    assert torch.equal(images, same)
+    ((plain, _),) = pipeline(**options).training(20).epoch(0)
+    assert not torch.equal(plain, images)
 
 
 def test_the_preprocessing_of_another_network_can_be_given():

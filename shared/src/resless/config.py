@@ -34,8 +34,8 @@ class SourceConfig:
     """Side in pixels to which images are resized when they are decoded; None keeps their own size."""
     stream: bool = False
     """Decode images while they are used, in worker processes, instead of once into memory: for data of ImageNet's size.
-    Training images are then cut out at random and flipped, whatever --pad and --flip say; others are resized and cut
-    out of the middle."""
+    Training images are then cut out at random and flipped, whatever --pad and --flip say, and their colours varied as
+    those of images in memory are; others are resized and cut out of the middle."""
     workers: int = 4
     """Worker processes that decode streamed images, for each process of the run."""
 
@@ -57,6 +57,15 @@ class DataConfig(SourceConfig):
     """Pixels of zero padding around an image before a random crop of its own size; 0 switches the crop off."""
     flip: bool = False
     """Flip images left to right at random."""
+    brightness: float = 0.0
+    """Multiply each training image by a random factor from 1 - this to 1 + this; 0 switches it off."""
+    contrast: float = 0.0
+    """Likewise the differences between an image's pixels and their mean grey level."""
+    saturation: float = 0.0
+    """Likewise the differences between a pixel's colours and its grey level; needs colour images."""
+    lighting: float = 0.0
+    """Standard deviation of AlexNet's colour noise, which shifts all pixels of a training image along the principal
+    components of ImageNet's colours: 0.1 in AlexNet; 0 switches it off. Needs colour images."""
     normalize: Literal["channel", "pixel"] = "channel"
     """What is subtracted from an image, and what it is divided by: `channel`, mean and standard deviation of each
     channel over the training images; `pixel`, the mean of each pixel over them, and 128 of 255 grey levels."""
@@ -65,6 +74,9 @@ class DataConfig(SourceConfig):
         super().__post_init__()
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
         check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
+        for name in ("brightness", "contrast", "saturation"):
+            check(0 <= getattr(self, name) < 1, f"--{name}", getattr(self, name), "at least 0 and below 1")
+        check(0 <= self.lighting < math.inf, "--lighting", self.lighting, "0 or more, and finite")
         check(self.normalize in ("channel", "pixel"), "--normalize", self.normalize, "channel or pixel")
         check(not self.stream or self.normalize == "channel", "--normalize", self.normalize, "channel with --stream")
 

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resless.data.augment import crop_flip, normalise
+    from resless.data.augment import crop_flip, jitter, lighting_shift, normalise
     from resless.data.catalog import DATASETS, Dataset, get
     from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
     from resless.data.loaders import Batches, EvalBatches
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from resless.data.stream import Stream, StreamBatches, StreamEvalBatches
 
 _MODULES = {
-    "resless.data.augment": ("crop_flip", "normalise"),
+    "resless.data.augment": ("crop_flip", "jitter", "lighting_shift", "normalise"),
     "resless.data.catalog": ("DATASETS", "Dataset", "get"),
     "resless.data.images": ("Images", "channel_mean_std", "load", "pixel_mean", "stratified_split"),
     "resless.data.loaders": ("Batches", "EvalBatches"),
@@ -41,6 +41,8 @@ __all__ = [
     "channel_mean_std",
     "crop_flip",
     "get",
+    "jitter",
+    "lighting_shift",
     "load",
     "normalise",
     "open_samples",

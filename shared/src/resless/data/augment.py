@@ -1,10 +1,17 @@
-"""Whole batches at once, on the device they are on: shifted crops with flips, and normalisation."""
+"""Whole batches at once, on the device they are on: shifted crops with flips, varied colours, and normalisation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
+
+# Of the colours of ImageNet's pixels on the [0, 1] scale: of each component, what its noise is multiplied by, and its
+# direction (a column of red, green, blue). The numbers of fb.resnet.torch, datasets/imagenet.lua.
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -28,6 +35,53 @@ def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int)
     # Copying whole rows is several times as fast as indexing pixels: every run of `width` pixels is a row of this view.
     runs = pixels.as_strided((pixels.numel() - width + 1, width), (1, 1))
     return runs.index_select(0, starts.flatten()).view(n, channels, height, width)
+
+
+def jitter(
+    images: Tensor,
+    *,
+    brightness: Tensor | None = None,
+    contrast: Tensor | None = None,
+    saturation: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Multiplies the brightness, then the contrast, then the saturation of each image, and shifts its channels.
+
+    images: uint8 [N, C, H, W], C = 3 for saturation; the factors: float32 [N], 0 or more; shift: float32 [N, C], grey
+    levels to add, as of `lighting_shift`; None leaves out. Returns uint8 [N, C, H, W]. Equal to torchvision's
+    `adjust_brightness`, `adjust_contrast` and `adjust_saturation` applied in this order to every image alone in
+    floating point (on uint8 they cut off the fractions each time), and rounded once, at the end.
+    """
+    pixels = images.to(torch.float32)
+    if brightness is not None:
+        pixels.mul_(brightness[:, None, None, None]).clamp_(max=255)
+    if contrast is not None:
+        # The mean of the grey image, [N, 1, 1, 1]; in float64, or its last digits would depend on the device.
+        mean = _grey(pixels.mean(dim=(2, 3), dtype=torch.float64)).to(torch.float32)[:, None, None, None]
+        pixels.sub_(mean).mul_(contrast[:, None, None, None]).add_(mean).clamp_(0, 255)
+    if saturation is not None:
+        grey = _grey(pixels)[:, None]  # [N, 1, H, W]
+        pixels.sub_(grey).mul_(saturation[:, None, None, None]).add_(grey).clamp_(0, 255)
+    if shift is not None:
+        pixels.add_(shift[:, :, None, None])
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """[N, C, ...] -> [N, ...], the brightness of each pixel."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(dim=1)
+    red, green, blue = pixels.unbind(1)
+    return red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
+
+
+def lighting_shift(noise: Tensor) -> Tensor:
+    """Grey levels to add to red, green and blue, [N, 3], for noise [N, 3] along the components of ImageNet's colours.
+
+    AlexNet's lighting (Krizhevsky et al., 2012, section 4.1), whose noise is normal with a standard deviation of 0.1.
+    """
+    components = noise.new_tensor(_EIGENVECTORS) * noise.new_tensor(_EIGENVALUES)
+    return 255 * noise @ components.T
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

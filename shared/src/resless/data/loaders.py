@@ -1,11 +1,12 @@
 """Batches of images in memory.
 
-Order, crops and flips are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch among any
-number of processes, is exact by construction.
+Order, crops, flips and colours are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch
+among any number of processes, is exact by construction.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resless.data.augment import crop_flip, normalise
+from resless.data.augment import crop_flip, jitter, lighting_shift, normalise
 from resless.data.images import Images
 from resless.errors import InputError, check
 
@@ -29,10 +30,13 @@ class Batches:
     `batch_size` is that of all processes together; each global batch is drawn as a whole and process `rank` gets its
     contiguous part of it. `indices` (int64) restricts to a part of the data. `mean` is per channel or per pixel, `std`
     per channel, both on the [0, 1] scale. `pad` shifts each image by up to so many pixels in each direction, filling
-    with black; `flip` mirrors half of the images. Without `shuffle` the images come in the order of `indices`; with
-    `drop_last` an incomplete last batch is left out.
+    with black; `flip` mirrors half of the images. Then each image's `brightness`, `contrast` and `saturation` are
+    multiplied, in this order, by factors from 1 - their value to 1 + their value, and its colours shifted by noise of
+    the standard deviation `lighting` (see `lighting_shift`); 0 leaves each out. Without `shuffle` the images come in
+    the order of `indices`; with `drop_last` an incomplete last batch is left out.
 
-    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size.
+    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
+    for saturation or lighting of images without colours.
     """
 
     def __init__(
@@ -45,6 +49,10 @@ class Batches:
         std: Sequence[float],
         pad: int = 0,
         flip: bool = False,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        lighting: float = 0.0,
         seed: int,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -58,12 +66,18 @@ class Batches:
         self.batch_size = batch_size
         check_batch_size(batch_size, self.num_images, world_size)
         check(pad >= 0, "pad", pad, "at least 0 pixels")
+        for name, value in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
+            check(0 <= value < 1, name, value, "at least 0 and below 1")
+        check(0 <= lighting < math.inf, "lighting", lighting, "0 or more, and finite")
+        check_colours(data.image_shape[0], saturation, lighting)
         remainder = self.num_images % batch_size
         if not drop_last and 0 < remainder < world_size:
             raise InputError(f"the last batch of {remainder} images cannot be shared by {world_size} processes")
         self.steps_per_epoch = self.num_images // batch_size + (not drop_last and remainder > 0)
         self._source = _Source(data, mean, std, device, channels_last)
         self._pad, self._flip, self._seed, self._shuffle = pad, flip, seed, shuffle
+        # By the argument of `jitter` which it is the range of.
+        self._colours = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "shift": lighting}
         self._rank, self._world_size = rank, world_size
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,7 +87,7 @@ class Batches:
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = share_of(len(chosen), self._rank, self._world_size)
             images, labels = self._source.fetch(chosen[share])
-            if self._pad or self._flip:
+            if self._pad or self._flip or any(self._colours.values()):
                 images = self._augment(images, epoch, step, len(chosen), share)
             yield self._source.normalise(images), labels
 
@@ -87,9 +101,19 @@ class Batches:
         random = generator(self._seed, epoch, step)
         offsets = torch.randint(0, 2 * self._pad + 1, (2, count), generator=random)
         flips = torch.rand(count, generator=random) < (0.5 if self._flip else 0.0)
-        drawn = torch.cat([offsets, flips[None]])[:, share]
-        top, left, flip = _to(drawn, images.device)
-        return crop_flip(images, top, left, flip.bool(), self._pad)
+        if self._pad or self._flip:
+            drawn = torch.cat([offsets, flips[None]])[:, share]
+            top, left, flip = _to(drawn, images.device)
+            images = crop_flip(images, top, left, flip.bool(), self._pad)
+        if any(self._colours.values()):
+            # All are drawn, whichever are wanted: none depends on which others are, nor do crops and flips.
+            *widths, std = self._colours.values()
+            factors = 1 + torch.tensor(widths)[:, None] * (2 * torch.rand(3, count, generator=random) - 1)
+            shift = lighting_shift(std * torch.randn(count, 3, generator=random))
+            drawn = _to(torch.cat([factors, shift.T])[:, share], images.device)  # [6, n]
+            changes = dict(zip(self._colours, (*drawn[:3], drawn[3:].T), strict=True))
+            images = jitter(images, **{name: changes[name] for name, wanted in self._colours.items() if wanted})
+        return images
 
 
 class EvalBatches:
@@ -166,6 +190,12 @@ def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:
         f"from 1 to the number of images, {num_images}; set --batch-size",
     )
     check(batch_size % world_size == 0, "batch_size", batch_size, f"a multiple of the {world_size} processes")
+
+
+def check_colours(channels: int, saturation: float, lighting: float) -> None:
+    """Raises InputError for an augmentation that needs colours where the images have none."""
+    for option, value in {"--saturation": saturation, "--lighting": lighting}.items():
+        check(channels == 3 or not value, option, value, f"left out: the images have {channels} channel, no colours")
 
 
 def statistics(shape: tuple[int, ...], mean: Mean, std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:

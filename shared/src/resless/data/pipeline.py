@@ -13,7 +13,7 @@ from torch import nn
 from resless.config import DataConfig, SourceConfig
 from resless.data import catalog
 from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
-from resless.data.loaders import Batches, EvalBatches
+from resless.data.loaders import Batches, EvalBatches, check_colours
 from resless.data.sources import open_samples
 from resless.data.stream import Stream, StreamBatches, StreamEvalBatches, eval_transform, train_transform
 from resless.errors import InputError, check
@@ -131,9 +131,13 @@ class Pipeline:
         """Shuffled, augmented batches of the training images that are not held out."""
         images, config = self.train, self._config
         shared = {"indices": self.split[0], "seed": self._seed, **self.statistics, **self._shards}
+        colours: dict[str, Any] = {
+            name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "lighting")
+        }
         if isinstance(images, Images):
-            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **shared)
-        transform = train_transform(images.size)
+            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **colours, **shared)
+        check_colours(images.image_shape[0], config.saturation, config.lighting)
+        transform = train_transform(images.size, **colours)
         return StreamBatches(images.samples, batch_size, transform=transform, num_workers=config.workers, **shared)
 
     def held_out(self, batch_size: int | None = None) -> EvalBatches | StreamEvalBatches:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from resless.data.augment import normalise
+from resless.data.augment import jitter, lighting_shift, normalise
 from resless.data.loaders import check_batch_size, generator, mix, share_of, shares, statistics
 from resless.data.samples import Samples
 from resless.errors import InputError, check
@@ -28,9 +28,37 @@ Transform = Callable[[Tensor], Tensor]
 """uint8 [C, H, W] of any size -> uint8 [C, size, size]; draws from torch's default CPU generator only."""
 
 
-def train_transform(size: int = 224) -> Transform:
-    """A random part of the image resized to `size`, mirrored half of the time."""
-    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+def train_transform(
+    size: int = 224,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    lighting: float = 0.0,
+) -> Transform:
+    """A random part of the image resized to `size`, its colours varied, mirrored half of the time.
+
+    Brightness, contrast and saturation are multiplied by random factors from 1 - their value to 1 + their value, in
+    random order; `lighting` is the standard deviation of `Lighting`. 0 leaves each out. Saturation and lighting need
+    colour images.
+    """
+    steps: list[Transform] = [v2.RandomResizedCrop(size, antialias=True)]
+    if brightness or contrast or saturation:
+        steps.append(v2.ColorJitter(brightness, contrast, saturation))
+    if lighting:
+        steps.append(Lighting(lighting))
+    return v2.Compose([*steps, v2.RandomHorizontalFlip()])
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """AlexNet's colour noise: all pixels of an image shifted along the principal components of ImageNet's colours."""
+
+    std: float
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 [3, H, W] -> uint8 [3, H, W]"""
+        return jitter(image[None], shift=lighting_shift(self.std * torch.randn(1, 3)))[0]
 
 
 def eval_transform(size: int = 224, resize: int = 256) -> Transform:
