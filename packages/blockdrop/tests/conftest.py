@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +18,13 @@ from blockdrop.model import BlockDropNet
 from blockdrop.train import train
 from PIL import Image
 from resless import report, weights
+from resless import run as run_module
 from resless.data import Images, load, pipeline
 from resless.data.pipeline import Pipeline, Shards
 from resless.recipes import TRAIN
+from resless.testing import assert_same_run, done, forked, metrics
 from resless.train import train as train_dense
+from torch import Tensor
 
 TRAIN_IMAGES, TEST_IMAGES = 256, 120
 
@@ -68,6 +74,47 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
         return str(folder)
 
     return make
+
+
+@pytest.fixture
+def killed_and_resumed(tmp_path: Path) -> Callable[..., None]:
+    """Asserts that a run of two epochs, killed at its seventh step and resumed, ends as if it had not been.
+
+    Its arguments: what trains; what makes its configuration, of a run folder and of fields of `Run`; processes. The
+    folders are `whole` and `broken`.
+    """
+
+    def check(stage: Callable[[Any], object], configured: Callable[..., Any], processes: int) -> None:
+        whole, broken = tmp_path / "whole", tmp_path / "broken"
+        done(forked(lambda: stage(configured(whole)), processes))
+        config = configured(broken, {"checkpoint_steps": 1})
+
+        def killed() -> None:
+            power_cut_at(7)
+            stage(config)
+
+        assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
+        again = replace(config, run=replace(config.run, resume="auto"))
+        printed = done(forked(lambda: stage(again), processes))
+        assert f"resumed from {broken}/checkpoints/epoch_0001_step_000002" in printed
+        assert_same_run(whole, broken)
+        assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
+        assert len(metrics(whole)) == 2
+
+    return check
+
+
+def power_cut_at(number: int) -> None:
+    """In a fork: kill all processes at the end of the n-th step from now."""
+    track, steps = run_module.Run.track, [0]
+
+    def tracked(self: run_module.Run, **values: Tensor) -> None:
+        track(self, **values)
+        steps[0] += 1
+        if steps[0] == number:
+            os.killpg(0, signal.SIGKILL)
+
+    run_module.Run.track = tracked
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +21,11 @@ from blockdrop.config import FinetuneConfig, Optim, Run
 from blockdrop.finetune import check_batch_norm, finetune
 from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import JointRollouts
-from resless import run as run_module
 from resless import weights
 from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.testing import Ended, assert_same_run, assert_same_weights, forked, metrics
+from resless.testing import assert_same_weights, done, forked, metrics
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,13 +45,6 @@ def finetuning(pretrained: str, folder: Path, /, run: dict[str, Any] | None = No
 
 def state_of(run_folder: Path | str) -> dict[str, Tensor]:
     return load_file(Path(run_folder) / "model" / "model.safetensors")
-
-
-def done(ended: list[Ended]) -> str:
-    """What the first process printed, once all have succeeded."""
-    for rank, process in enumerate(ended):
-        assert process.code == 0, f"process {rank} gave {process.code}:\n{process.printed}"
-    return ended[0].printed
 
 
 # --- limits
@@ -239,39 +231,13 @@ def test_a_batch_that_keeps_no_block_trains_stem_and_classifier(
 # --- killed and resumed
 
 
-def power_cut_at(number: int) -> None:
-    """In a fork: kill all processes at the end of the n-th step from now."""
-    track, steps = run_module.Run.track, [0]
-
-    def tracked(self: run_module.Run, **values: Tensor) -> None:
-        track(self, **values)
-        steps[0] += 1
-        if steps[0] == number:
-            os.killpg(0, signal.SIGKILL)
-
-    run_module.Run.track = tracked
-
-
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    undecided: str, tmp_path: Path, processes: int
+    undecided: str, processes: int, killed_and_resumed: Callable[..., None]
 ) -> None:
     """The policies that are drawn, each process's running statistics and the control before fine-tuning included."""
-    done(forked(lambda: finetune(finetuning(undecided, tmp_path / "whole")), processes))
-    broken = finetuning(undecided, tmp_path / "broken", {"checkpoint_steps": 1})
-
-    def killed() -> None:
-        power_cut_at(7)
-        finetune(broken)
-
-    assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
-    again = replace(broken, run=replace(broken.run, resume="auto"))
-    printed = done(forked(lambda: finetune(again), processes))
-    assert f"resumed from {tmp_path}/broken/checkpoints/epoch_0001_step_000002" in printed
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-    assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "broken" / "result.json").read_text()
-    assert len(metrics(tmp_path / "whole")) == 2
+    killed_and_resumed(finetune, partial(finetuning, undecided), processes)
 
 
 @pytest.mark.usefixtures("few_images")

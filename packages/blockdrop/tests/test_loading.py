@@ -278,9 +278,19 @@ def test_pickles_with_anything_but_tensors_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", [*MODELS, "resnet20", "resnet26", "torchvision/resnet50"])
-def test_names_of_models_that_can_be_asked_for(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        *((name, model.num_blocks) for name, model in MODELS.items()),
+        ("resnet20", 9),
+        ("resnet26", 12),
+        ("torchvision/resnet50", 16),
+    ],
+)
+def test_names_of_models_that_can_be_asked_for(name: str, blocks: int) -> None:
     loading.check_model(name)
+    with torch.device("meta"):
+        assert BlockDropNet(name).num_blocks == blocks
 
 
 def test_unknown_names_are_refused() -> None:

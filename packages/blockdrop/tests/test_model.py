@@ -261,14 +261,14 @@ def test_model_folders_load_in_a_fresh_process(tmp_path: Path) -> None:
     torch.save(x, tmp_path / "images.pt")
     code = (
         "import sys, torch; from resless.weights import from_pretrained\n"
-        "x = torch.load('images.pt')\n"
+        "x = torch.load('images.pt', weights_only=True)\n"
         "with torch.no_grad(): plain = from_pretrained('plain')(x)\n"
         "assert 'blockdrop' not in sys.modules\n"
         "with torch.no_grad(): net = from_pretrained('net')(x)\n"
         "torch.save([plain, net], 'logits.pt')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    plain, whole = torch.load(tmp_path / "logits.pt")
+    plain, whole = torch.load(tmp_path / "logits.pt", weights_only=True)
     with torch.no_grad():
         torch.testing.assert_close(plain, net.resnet(x, torch.tensor([kept] * 3)), rtol=0, atol=1e-6)
         torch.testing.assert_close(whole, net(x), rtol=0, atol=1e-6)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import CurriculumRollouts, Rollouts
 from blockdrop.train import train
 from resless import models, weights
-from resless import run as run_module
 from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.testing import Ended, assert_same_run, forked, metrics
+from resless.testing import assert_same_run, done, forked, metrics
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,13 +42,6 @@ def training(backbone: str, folder: Path, /, run: dict[str, Any] | None = None, 
 
 def state_of(run_folder: Path | str) -> dict[str, Tensor]:
     return load_file(Path(run_folder) / "model" / "model.safetensors")
-
-
-def done(ended: list[Ended]) -> str:
-    """What the first process printed, once all have succeeded."""
-    for rank, process in enumerate(ended):
-        assert process.code == 0, f"process {rank} gave {process.code}:\n{process.printed}"
-    return ended[0].printed
 
 
 # --- what learns
@@ -284,8 +276,8 @@ def test_two_processes_see_the_same_data_and_leave_the_backbone_alone(backbone: 
 
     assert "1 process(es)" in done(forked(task))
     assert "2 process(es)" in done(forked(task, 2))
-    whole = torch.load(tmp_path / "1-0.pt")
-    halves = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
+    whole = torch.load(tmp_path / "1-0.pt", weights_only=True)
+    halves = [torch.load(tmp_path / f"2-{rank}.pt", weights_only=True) for rank in range(2)]
     assert len(whole) == 16
     for step in range(0, 16, 2):
         assert torch.equal(whole[step], torch.cat([half[step] for half in halves]))
@@ -298,38 +290,12 @@ def test_two_processes_see_the_same_data_and_leave_the_backbone_alone(backbone: 
 # --- killed and resumed
 
 
-def power_cut_at(number: int) -> None:
-    """In a fork: kill all processes at the end of the n-th step from now."""
-    track, steps = run_module.Run.track, [0]
-
-    def tracked(self: run_module.Run, **values: Tensor) -> None:
-        track(self, **values)
-        steps[0] += 1
-        if steps[0] == number:
-            os.killpg(0, signal.SIGKILL)
-
-    run_module.Run.track = tracked
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    backbone: str, tmp_path: Path, processes: int
+    backbone: str, tmp_path: Path, processes: int, killed_and_resumed: Callable[..., None]
 ) -> None:
     """The policies that are drawn, the blocks that are open and the optimiser's moments included."""
-    done(forked(lambda: train(training(backbone, tmp_path / "whole")), processes))
-    broken = training(backbone, tmp_path / "broken", {"checkpoint_steps": 1})
-
-    def killed() -> None:
-        power_cut_at(7)
-        train(broken)
-
-    assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
-    again = replace(broken, run=replace(broken.run, resume="auto"))
-    printed = done(forked(lambda: train(again), processes))
-    assert f"resumed from {tmp_path}/broken/checkpoints/epoch_0001_step_000002" in printed
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-    assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "broken" / "result.json").read_text()
-    assert len(metrics(tmp_path / "whole")) == 2
+    killed_and_resumed(train, partial(training, backbone), processes)
     first, second = (Decisions.load(tmp_path / name / "policies.npz") for name in ("whole", "broken"))
     assert np.array_equal(first.kept, second.kept)
 

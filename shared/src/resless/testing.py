@@ -135,6 +135,13 @@ def forked(task: Callable[[], object], processes: int = 1) -> list[Ended]:
         return [Ended(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
 
+def done(ended: list[Ended]) -> str:
+    """What the first process printed, once all have succeeded."""
+    for rank, process in enumerate(ended):
+        assert process.code == 0, f"process {rank} gave {process.code}:\n{process.printed}"
+    return ended[0].printed
+
+
 def _child(task: Callable[[], object], output: Path, rank: int, processes: int, port: int) -> NoReturn:
     code = 1
     try:

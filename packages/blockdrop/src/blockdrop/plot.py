@@ -200,7 +200,7 @@ def draw_easy_and_hard(found: Decisions, images: Images | Stream, class_names: S
         part.suptitle(f"{title} blocks, among the correctly classified images", fontsize=11)
         cells = list(part.subplots(count, COLUMNS, squeeze=False).flat)
         _draw_images(cells, found, rows, images)
-        for axes, row in zip(cells, rows, strict=False):
+        for axes, row in zip(cells[: len(rows)], rows, strict=True):
             name = _short(class_names[found.labels[row]], 15)
             axes.set_title(f"{name}\n{found.blocks_used[row]} of {found.kept.shape[1]}", fontsize=8, pad=3)
     save(drawing, path)
@@ -371,7 +371,7 @@ def _draw_images(cells: Sequence[Axes], found: Decisions, rows: np.ndarray, imag
     """The images of rows, those with a wrong prediction framed; cells that are left stay empty."""
     for axes in cells[len(rows) :]:
         axes.axis("off")
-    for axes, row in zip(cells, rows, strict=False):
+    for axes, row in zip(cells[: len(rows)], rows, strict=True):
         pixels = _pixels(images, int(found.images[row]))
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
