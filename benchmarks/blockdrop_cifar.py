@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 from _results import FOLDER, write
+from resless.environment import environment
 
 CURRICULUM = FINETUNE = "R32_C10_short"
 AGAIN = "R32_C10_short_again"
@@ -79,8 +80,17 @@ def finetune(recipe: str, start: Path, folder: Path, penalty: float, options: Op
 
 
 def run(module: str, recipe: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
-    """One command of a recipe, unless it is finished; what came out, with its settings and environment."""
+    """One command of a recipe, unless it is finished; what came out, with its settings and environment.
+
+    The run's own records know no commit where the package is not installed from the repository: it is written beside
+    the run folder at every start.
+    """
+    repository = folder.with_name(f"{folder.name}.environment.json")
+    starts = read(repository) if repository.exists() else []
     if not (folder / "result.json").exists():
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        starts.append(environment(FOLDER))
+        repository.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
         data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
         common = ["--recipe", recipe, "--run-dir", str(folder), "--resume", "auto"]
         subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
@@ -92,6 +102,7 @@ def run(module: str, recipe: str, folder: Path, options: Options, arguments: lis
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "settings": read(folder / "config.json"),
         "environment": read(folder / "env.json")["starts"],
+        "repository": starts,
     }
 
 
