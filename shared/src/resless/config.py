@@ -96,6 +96,8 @@ class OptimConfig:
     """Learning rate at the start."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum, of SGD."""
     weight_decay: Annotated[float, tyro.conf.arg(aliases=["--wd"])] = 0.0
     """Weight decay."""
     batch_size: int = 128
@@ -112,6 +114,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check(0 < self.lr < math.inf, "--lr", self.lr, "above 0, and finite")
         check(0 <= self.momentum < 1, "--momentum", self.momentum, "at least 0 and below 1")
+        usable = self.optimizer == "sgd" and self.momentum > 0
+        check(
+            usable or not self.nesterov,
+            "--nesterov",
+            self.nesterov,
+            "left out, unless the optimizer is sgd with momentum",
+        )
         check(0 <= self.weight_decay < math.inf, "--weight-decay", self.weight_decay, "0 or more, and finite")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.epochs >= 0, "--epochs", self.epochs, "0 or more")

@@ -17,7 +17,9 @@ def build(parameters: Iterable[torch.Tensor] | Iterable[dict], config: OptimConf
     """The optimiser over `parameters` (tensors or parameter groups)."""
     lr, weight_decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(
+            parameters, lr, config.momentum, weight_decay=weight_decay, nesterov=config.nesterov, fused=True
+        )
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(parameters, lr, weight_decay=weight_decay, fused=True)
 

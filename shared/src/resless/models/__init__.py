@@ -60,6 +60,17 @@ _FAMILIES = (
         "torchvision_resnet:resnet",
         tuple(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     ),
+    _Family(
+        "preresnet(?P<depth>[1-9][0-9]{0,4})",
+        "preresnet:preresnet",
+        tuple(f"preresnet{depth}" for depth in (8, 20, 32, 56, 110, 164, 1001)),
+        checks.cifar_depth,
+    ),
+    _Family(
+        "imagenet/preresnet(?P<depth>18|34|50|101|152)",
+        "preresnet:imagenet_preresnet",
+        tuple(f"imagenet/preresnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    ),
 )
 
 ENTRY_POINTS = "resless.models"
