@@ -31,11 +31,15 @@ DEMO = [
     "blockdrop-train --recipe smoke --backbone runs/demo/resnet/model --run-dir runs/demo/policy",
     "blockdrop-finetune --recipe smoke --pretrained runs/demo/policy/model --run-dir runs/demo/blockdrop",
     "blockdrop-eval --model runs/demo/blockdrop/model --specialise runs/demo/one-policy",
+    "epsilon-resnet-train --recipe smoke --run-dir runs/demo/epsilon",
+    "epsilon-resnet-compress --model runs/demo/epsilon",
+    "epsilon-resnet-eval --model runs/demo/epsilon/compressed",
 ]
 
 BENCHMARKS = [
     *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
     *("benchmarks/blockdrop_cifar.py", "benchmarks/blockdrop_throughput.py"),
+    "benchmarks/epsilon_cifar.py",
     "benchmarks/speed.py",
 ]
 

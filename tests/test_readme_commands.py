@@ -11,13 +11,16 @@ from blockdrop import config as blockdrop_configs
 from blockdrop import recipes as blockdrop_recipes
 from deephoyer import config as deephoyer_configs
 from deephoyer import recipes as deephoyer_recipes
+from epsilon_resnet import config as epsilon_configs
+from epsilon_resnet import recipes as epsilon_recipes
+from epsilon_resnet.cli import authors_arguments
 from resless import config, recipes
 from resless.cli import parse
 
 ROOT = Path(__file__).parents[1]
 READMES = [
     *(ROOT / "README.md", ROOT / "shared" / "README.md"),
-    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop")),
+    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet")),
 ]
 SCRIPTS = {
     "resless-train": (config.TrainConfig, recipes.TRAIN),
@@ -30,6 +33,9 @@ SCRIPTS = {
     "blockdrop-finetune": (blockdrop_configs.FinetuneConfig, blockdrop_recipes.FINETUNE),
     "blockdrop-eval": (blockdrop_configs.EvalConfig, blockdrop_recipes.EVAL),
     "blockdrop-plot": (blockdrop_configs.PlotConfig, {}),
+    "epsilon-resnet-train": (epsilon_configs.TrainConfig, epsilon_recipes.TRAIN),
+    "epsilon-resnet-compress": (epsilon_configs.CompressConfig, {}),
+    "epsilon-resnet-eval": (epsilon_configs.EvalConfig, {}),
 }
 
 
@@ -53,4 +59,6 @@ def test_the_readme_files_show_every_script() -> None:
 @pytest.mark.parametrize(("script", "args"), commands(), ids=lambda value: value if isinstance(value, str) else None)
 def test_the_command_is_taken(script: str, args: list[str]) -> None:
     config_type, known_recipes = SCRIPTS[script]
+    if script.startswith("epsilon-resnet"):
+        args = authors_arguments(args, recipe=script == "epsilon-resnet-train")
     assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)

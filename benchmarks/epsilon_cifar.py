@@ -1,0 +1,140 @@
+"""ε-ResNet with n = 5 (32 layers) on CIFAR-10: plain, with a side head, and with blocks that discard themselves.
+
+    python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10
+
+The recipe `cifar10_short`, run as a user would run it, each network in a process of its own; then each network that
+lost blocks is compressed, and timed against the plain one, interleaved. Finished runs below `--runs` are not repeated,
+so that several processes can do some `--names` each, and one more collect them all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _results import FOLDER, write
+from resless import costs, latency, weights
+from resless.environment import environment
+
+RECIPE = "cifar10_short"
+EPSILONS = (4.0, 5.0, 6.0)
+RUNS = {
+    "plain": ["--epsilon", "0", "--side-weight", "0"],
+    "plain, side head": ["--epsilon", "0"],
+    **{f"epsilon {epsilon:g}": ["--epsilon", str(epsilon)] for epsilon in EPSILONS},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    data_dir: str | None = None
+    """Folder that holds CIFAR-10; None looks it up on the hub."""
+    names: tuple[str, ...] = tuple(RUNS)
+    """Networks to train."""
+    runs: str = "runs/epsilon-cifar"
+    """Folder of the runs."""
+    collect: bool = True
+    """Time the networks and write the result file once they are trained."""
+    threads: int = 1
+    """Threads of the timed networks."""
+    repeats: int = 30
+    """Turns that each timed network gets."""
+
+
+def main(options: Options) -> None:
+    """Train, then compare, and write one result file."""
+    results = {name: train(name, options) for name in options.names}
+    if options.collect:
+        torch.set_num_threads(options.threads)
+        write("epsilon-cifar", {"networks": results, "latency": timed(options)})
+
+
+def train(name: str, options: Options) -> dict[str, Any]:
+    """One run of the recipe, and its compression, unless they are there; what came out."""
+    folder = folder_of(name, options)
+    if not (folder / "result.json").exists():
+        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
+        arguments = ["--recipe", RECIPE, "--run-dir", str(folder), "--resume", "auto", *RUNS[name], *data]
+        (folder.parent / f"{folder.name}.environment.json").write_text(json.dumps(environment(FOLDER, "cpu")))
+        subprocess.run([sys.executable, "-m", "epsilon_resnet.train", *arguments], check=True)
+    result = read(folder / "result.json")
+    if result["discarded"] and not (folder / "compressed").exists():
+        # What is discarded but has not decayed in so few epochs goes too: the accuracy is measured before and after.
+        data = ["--dataset", "cifar10"] + ([] if options.data_dir is None else ["--data-dir", options.data_dir])
+        command = [sys.executable, "-m", "epsilon_resnet.compress", "--model", str(folder), "--force", "--repeats", "0"]
+        subprocess.run([*command, *data], check=True)
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    network = weights.from_pretrained(network_of(folder))
+    return {
+        "result": result,
+        "epochs": epochs,
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "parameters": costs.count_parameters(network),
+        "macs": costs.macs(network, torch.zeros(1, 3, 32, 32)),
+        "settings": read(folder / "config.json"),
+        "environment": read(folder.parent / f"{folder.name}.environment.json"),
+    }
+
+
+def timed(options: Options) -> list[dict[str, Any]]:
+    """Every compressed network against the plain one: speed-up, and how much of that by MACs it is."""
+    networks = {name: weights.from_pretrained(network_of(folder_of(name, options))) for name in options.names}
+    full = networks["plain"]
+    found = []
+    for precision in ("fp32", "bf16"):
+        for batch_size in (1, 256):
+            images = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+            casting: Any = nullcontext()
+            if precision == "bf16":
+                images = images.to(memory_format=torch.channels_last)
+                casting = torch.autocast("cpu", torch.bfloat16)
+            for network in networks.values():
+                network.to(memory_format=torch.channels_last if precision == "bf16" else torch.contiguous_format)
+            with casting:
+                timings = latency.compare(networks, images, repeats=options.repeats)
+            for name, network in networks.items():
+                ideal = costs.macs(full, images[:1]) / costs.macs(network, images[:1])
+                faster = latency.speedup(timings["plain"], timings[name])
+                found.append(
+                    {
+                        "network": name,
+                        "precision": precision,
+                        "batch_size": batch_size,
+                        "median_ms": timings[name].median_ms,
+                        "speedup": vars(faster),
+                        "ideal_speedup": ideal,
+                        "share_of_ideal": faster.median / ideal,
+                        "environment": timings[name].environment,
+                    }
+                )
+    return found
+
+
+def folder_of(name: str, options: Options) -> Path:
+    """The run folder of a network."""
+    folder = Path(options.runs) / name.replace(", ", "-").replace(" ", "-")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def network_of(folder: Path) -> Path:
+    """The model folder that a run ends with: compressed, where something was discarded."""
+    return folder / "compressed" if (folder / "compressed").exists() else folder / "model"
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

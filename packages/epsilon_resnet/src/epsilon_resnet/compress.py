@@ -1,0 +1,206 @@
+"""The plain network of the blocks that are left; and `epsilon-resnet-compress`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless import costs, latency, models, weights
+from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.errors import InputError
+from resless.evaluate import evaluate
+from resless.report import table
+from resless.run import accelerator as new_accelerator
+from torch import Tensor, nn
+
+from epsilon_resnet import loading, method
+from epsilon_resnet.config import CompressConfig
+from epsilon_resnet.model import EpsilonResNet
+
+WEIGHT_BOUND = CompressConfig.weight_bound
+
+
+@dataclass(frozen=True)
+class Block:
+    """Why a block is dropped, or not."""
+
+    block: int
+    """Counted from 0 in order of execution."""
+    stage: int
+    """Counted from 1."""
+    discarded: float
+    """Moving average of the indicator that it was discarded, 0..1."""
+    size: float
+    """Of its weights, as a part of that at initialisation, see `method.relative_size`."""
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the network in eval mode leaves it out."""
+        return method.mostly(self.discarded)
+
+    def is_gone(self, weight_bound: float) -> bool:
+        """Whether it was discarded in all of the last steps, and its weights have decayed."""
+        return self.discarded >= method.DISCARDED and self.size < weight_bound
+
+
+def blocks_of(model: EpsilonResNet) -> list[Block]:
+    """What is known of each block."""
+    stages = [stage for stage, layer in enumerate(model.resnet.stages(), 1) for _ in layer]
+    sizes = method.relative_sizes(model.resnet.blocks())
+    return [
+        Block(index, stage, round(average, 6), round(size, 6))
+        for index, (stage, average, size) in enumerate(zip(stages, model.discarded.tolist(), sizes, strict=True))
+    ]
+
+
+def compress(model: nn.Module, *, weight_bound: float = WEIGHT_BOUND, force: bool = False) -> nn.Module:
+    """The plain pre-activation ResNet of the blocks that are not gone: no gates, no side head; in eval mode.
+
+    Its outputs are those of `model` in eval mode. Of a stage's first block its shortcut stays.
+
+    Args:
+        model: an `EpsilonResNet`; it is not changed.
+        weight_bound: see `Block.is_gone`.
+        force: drop blocks, too, that are discarded but have not decayed.
+
+    Raises:
+        InputError: another kind of network; or blocks that are discarded, but have not decayed (without `force`).
+    """
+    model = gated(model)
+    blocks = blocks_of(model)
+    undecayed = [block for block in blocks if block.is_discarded and not block.is_gone(weight_bound)]
+    if undecayed and not force:
+        raise InputError(_refusal(undecayed, weight_bound))
+    return without(model, [block.block for block in blocks if block.is_discarded])
+
+
+def gated(model: nn.Module) -> EpsilonResNet:
+    """The network, if it is one of epsilon-resnet-train; InputError otherwise."""
+    if not isinstance(model, EpsilonResNet):
+        raise InputError(f"a network of epsilon-resnet-train is needed, but this is a {type(model).__name__}")
+    return model
+
+
+def without(model: EpsilonResNet, dropped: list[int]) -> nn.Module:
+    """The plain network without these blocks, in eval mode."""
+    kept = tuple(index for index in range(model.num_blocks) if index not in dropped)
+    spec = models.spec_of(model.resnet)
+    plain = models.build(replace(spec, options=spec.options | {"kept_blocks": kept}))
+    state = model.resnet.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain.to(model.discarded.device).eval()
+
+
+def _refusal(undecayed: list[Block], weight_bound: float) -> str:
+    listed = ", ".join(
+        f"{block.block} (in {100 * block.discarded:.3g} % of its last steps, weights at {100 * block.size:.3g} %)"
+        for block in undecayed
+    )
+    return (
+        f"discarded, but not gone for good: block{'s' if len(undecayed) > 1 else ''} {listed}, where all steps and "
+        f"weights under {100 * weight_bound:g} % of their size at initialisation are asked for: train on, raise "
+        "--weight-bound, or drop all that is discarded with --force"
+    )
+
+
+def main(config: CompressConfig) -> None:
+    """What `epsilon-resnet-compress` does: write the smaller network, compare sizes, and time both.
+
+    Raises:
+        InputError: no such network; blocks that have not decayed, without --force; no discarded block, without
+            --allow-none.
+    """
+    output = Path(config.output or Path(config.model) / "compressed")
+    weights.check_target(output, config.overwrite)
+    network, known = loading.trained(config.model, config.step)
+    model = gated(network)
+    dropped = [block for block in blocks_of(model) if block.is_discarded]
+    if not dropped:
+        sentence = f"no block of {config.model} is discarded: there is nothing to drop, and nothing was written"
+        if not config.allow_none:
+            raise InputError(f"{sentence}; train longer, or with a larger --epsilon (--allow-none: exit code 0)")
+        print(sentence)
+        return
+    small = compress(model, weight_bound=config.weight_bound, force=config.force)
+    metrics = {name: value for name, value in known["metrics"].items() if name in ("images", "top1", "top5", "loss")}
+    if forced := [block.block for block in dropped if not block.is_gone(config.weight_bound)]:
+        running = without(model, [block.block for block in dropped if block.block not in forced])
+        metrics |= _accuracies({"before": running, "after": small}, known["preprocessing"], config)
+    example = torch.zeros(1, *known["image_shape"])
+    weights.save_pretrained(
+        small,
+        output,
+        preprocessing=known["preprocessing"],
+        metrics=metrics | {"dropped": [asdict(block) | {"why": why(block, config.weight_bound)} for block in dropped]},
+        description=f"The plain network of the {model.num_blocks - len(dropped)} blocks that ε-ResNet (ε = "
+        f"{model.epsilon:g}) left of {model.num_blocks}; `dropped` says which are gone, and why.",
+        example=example,
+        overwrite=config.overwrite,
+    )
+    _print_sizes({"all blocks": without(model, []), "compressed": small}, output, example)
+    if config.repeats:
+        _print_latency({"all blocks": without(model, []), "compressed": small}, example, config)
+
+
+def why(block: Block, weight_bound: float) -> str:
+    """Why a block was dropped."""
+    if block.is_gone(weight_bound):
+        return f"discarded in all of the last steps, weights under {100 * weight_bound:g} % of their initial size"
+    return "discarded, but not decayed: dropped with --force"
+
+
+def _accuracies(
+    networks: dict[str, nn.Module], preprocessing: dict[str, Any], config: CompressConfig
+) -> dict[str, Any]:
+    """Accuracy on the test images with the undecayed blocks running, and without them."""
+    accelerator = new_accelerator("no")
+    data = Pipeline(config.data, 0, Shards.of(accelerator, False), preprocessing)
+    found = {}
+    for name, network in networks.items():
+        check_fit(network, data.test)
+        batches = data.evaluation(data.test, config.batch_size)
+        found[name] = evaluate(network.to(accelerator.device), batches, accelerator)
+    before, after = found["before"], found["after"]
+    print(
+        f"error on {after.images:,} test images: {100 * (1 - before.top1):.2f} % with the blocks that have not decayed "
+        f"running, {100 * (1 - after.top1):.2f} % without them"
+    )
+    networks["after"].cpu()
+    return asdict(after) | {"top1_before_forcing": before.top1}
+
+
+def _print_sizes(networks: dict[str, nn.Module], output: Path, example: Tensor) -> None:
+    rows = [
+        [name, f"{_residuals(network)}", f"{costs.count_parameters(network):,}", f"{costs.macs(network, example):,}"]
+        for name, network in networks.items()
+    ]
+    table(f"wrote {output}", ["network", "blocks", "parameters", "MACs"], rows)
+
+
+def _residuals(network: nn.Module) -> int:
+    return sum(hasattr(block, "residual") for block in network.blocks())  # type: ignore[operator]
+
+
+def _print_latency(networks: dict[str, nn.Module], example: Tensor, config: CompressConfig) -> None:
+    full, small = networks.values()
+    ideal = costs.macs(full, example) / costs.macs(small, example)
+    rows = []
+    for batch_size in (1, config.batch_size):
+        images = torch.randn(batch_size, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+        timings = latency.compare(networks, images, repeats=config.repeats)
+        before, after = timings["all blocks"], timings["compressed"]
+        faster = latency.speedup(before, after)
+        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
+        rows.append(
+            [f"batch {batch_size}", f"{before.median_ms:.3f}", f"{after.median_ms:.3f}", spread, f"{ideal:.2f}"]
+        )
+    title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
+    table(title, ["batch", "all blocks, ms", "compressed, ms", "speed-up, median (quartiles)", "by MACs"], rows)
+
+
+if __name__ == "__main__":
+    from epsilon_resnet.cli import compress as script
+
+    script()

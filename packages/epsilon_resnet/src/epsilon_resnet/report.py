@@ -1,0 +1,94 @@
+"""What a run writes besides its metrics: the story of its blocks, and the model folder at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from resless import models
+from resless.data.pipeline import Pipeline
+from resless.evaluate import Evaluation
+from resless.files import write_text
+from resless.report import table
+from resless.run import Run
+
+from epsilon_resnet import method
+from epsilon_resnet.blocks import BlockRecord
+from epsilon_resnet.compress import blocks_of
+from epsilon_resnet.config import TrainConfig
+from epsilon_resnet.loading import BLOCKS
+from epsilon_resnet.model import EpsilonResNet
+from epsilon_resnet.plot import draw
+
+
+class Story:
+    """The file blocks.json of a run: which block was discarded when, and the network, to read checkpoints with.
+
+    Args:
+        run: the run that it is written for.
+        config: of the run.
+        net: its network.
+        data: the images that the network is for.
+    """
+
+    def __init__(self, run: Run, config: TrainConfig, net: EpsilonResNet, data: Pipeline) -> None:
+        self._run = run
+        self._fixed = {
+            "epsilon": config.epsilon,
+            "epsilon_start": config.epsilon_start,
+            "stages": [len(stage) for stage in net.resnet.stages()],
+            "network": {
+                "model": asdict(models.spec_of(net)),
+                "preprocessing": data.preprocessing,
+                "image_shape": list(data.train.image_shape),
+            },
+        }
+
+    def write(self, record: BlockRecord, schedule: method.AdaptiveSchedule) -> dict[str, Any]:
+        """Write the file anew; returns its content."""
+        content = {
+            **self._fixed,
+            "retired": {str(block): epoch for block, epoch in record.retired.items()},
+            "restarts": schedule.restarts,
+            "epochs": record.history,
+        }
+        if self._run.accelerator.is_main_process:
+            with self._run.writing("the story of its blocks"):
+                write_text(self._run.folder / BLOCKS, json.dumps(content) + "\n")
+        return content
+
+
+def finish(run: Run, net: EpsilonResNet, data: Pipeline, story: dict[str, Any], test: Evaluation) -> Path:
+    """Write the model folder and the pictures of a run; returns the model folder."""
+    blocks = blocks_of(net)
+    discarded = [asdict(block) for block in blocks if block.is_discarded]
+    metrics = {
+        **asdict(test),
+        "num_blocks": net.num_blocks,
+        "discarded": discarded,
+        "restarts": len(story["restarts"]),
+        "retired": sorted(int(block) for block in story["retired"]),
+    }
+    folder = run.finish(
+        net,
+        metrics=metrics,
+        preprocessing=data.preprocessing,
+        example=data.example,
+        description=(
+            f"A network whose blocks discard themselves where their responses stay under ε = {story['epsilon']:g} "
+            f"(ε-ResNet): {len(discarded)} of {net.num_blocks} are discarded. `epsilon-resnet-compress` writes the "
+            "plain network without them."
+        ),
+    )
+    if run.accelerator.is_main_process:
+        with run.writing("pictures"):
+            draw(run.folder, story, run.history)
+        error, share = f"{100 * (1 - test.top1):.2f}", f"{len(discarded)} of {net.num_blocks}"
+        table(
+            "test images",
+            ["images", "error %", "loss", "blocks discarded"],
+            [[f"{test.images:,}", error, f"{test.loss:.4f}", share]],
+        )
+    return folder
