@@ -39,7 +39,7 @@ DEMO = [
 BENCHMARKS = [
     *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
     *("benchmarks/blockdrop_cifar.py", "benchmarks/blockdrop_throughput.py"),
-    "benchmarks/epsilon_cifar.py",
+    *("benchmarks/epsilon_cifar.py", "benchmarks/epsilon_speed.py"),
     "benchmarks/speed.py",
 ]
 

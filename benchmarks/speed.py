@@ -13,7 +13,6 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from _results import peak_rss_mib, write
+from _timing import call, ms, ratio, summary, take_turns
 from deephoyer import method
 from deephoyer.train import regularised_tensors
 from PIL import Image
@@ -215,12 +215,6 @@ def take(batches: Iterator[Any], count: int) -> None:
         next(batches)
 
 
-def call(function: Callable[[], None], count: int) -> None:
-    """Call so many times."""
-    for _ in range(count):
-        function()
-
-
 def step_of(model: nn.Module, images: torch.Tensor, bf16: bool, kind: str | None = None) -> Callable[[], None]:
     """One training step on fixed images, with the regulariser `kind` if one is named."""
     labels = torch.randint(0, 10, (len(images),))
@@ -261,40 +255,6 @@ def trained(recipe: str, options: Options) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         epoch = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     return {"command": " ".join(["resless-train", *command[1:5]]), "epoch_s": epoch["seconds"]}
-
-
-# -- timing
-
-
-def take_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each run in every turn, after one turn that does not count; whoever is first goes round."""
-    names, seconds = list(runs), {name: [] for name in runs}
-    for name in names:
-        runs[name]()
-    for turn in range(turns):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(0.05)  # workers that still prefetch for another run come to rest
-            started = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def ms(seconds: list[float], calls: int) -> float:
-    """Median milliseconds a call."""
-    return 1000 * statistics.median(seconds) / calls
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratios, turn by turn."""
-    return summary([a / b for a, b in zip(above, below, strict=True)])
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "q25": low, "q75": high}
 
 
 if __name__ == "__main__":

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
+from _form import peak, quartiles, spread, times
 from _results import FOLDER, read
 from blockdrop.analyse import CONTROLS
 from resless import report
 
 ROOT = FOLDER.parent.parent
-READMES = (ROOT / "README.md", *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop")))
+READMES = (
+    ROOT / "README.md",
+    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet")),
+)
 
 # The paper's own numbers, and those of the best other method that it lists: accuracy %, weights or MACs.
 PAPER = {
@@ -44,6 +49,11 @@ def main() -> None:
     if throughput := read("blockdrop-throughput"):
         tables["blockdrop-throughput"] = blockdrop_throughput(throughput)
         draw_blockdrop_throughput(throughput)
+    if cifar := read("epsilon-cifar"):
+        tables["epsilon-cifar"] = epsilon_cifar(cifar)
+        draw_epsilon_cifar(cifar)
+    if measured := read("epsilon-speed"):
+        tables["epsilon-speed"] = epsilon_speed(measured)
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
@@ -231,14 +241,6 @@ def draw_blockdrop_throughput(file: dict[str, Any]) -> None:
         report.save(drawing, FOLDER / f"blockdrop-throughput-{model.lower().replace('_', '-')}.png")
 
 
-def quartiles(line: Sequence[dict[str, Any]], ratio: str) -> dict[str, Any]:
-    """Medians and the distances to the quartiles, as `errorbar` takes them."""
-    found = [point[ratio] for point in line]
-    below = [r["median"] - r["q25"] for r in found]
-    above = [r["q75"] - r["median"] for r in found]
-    return {"y": [r["median"] for r in found], "yerr": (below, above)}
-
-
 # -- speed
 
 
@@ -269,23 +271,6 @@ def speed(file: dict[str, Any]) -> str:
     environment = file["environment"]
     where = f"{environment['device']}, {environment['threads']} threads, torch {environment['versions']['torch']}"
     return report.markdown([f"measured on {where}", "median (quartiles)", "peak memory"], rows)
-
-
-def spread(values: Iterable[float], form: str) -> str:
-    """Mean and standard deviation."""
-    values = list(values)
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{form.format(statistics.mean(values))} ± {form.format(sd)}"
-
-
-def times(ratio: dict[str, float]) -> str:
-    """A ratio with its quartiles."""
-    return f"{ratio['median']:.2f} x ({ratio['q25']:.2f}-{ratio['q75']:.2f})"
-
-
-def peak(measurement: dict[str, Any]) -> str:
-    """Peak resident memory."""
-    return f"{measurement['peak_rss_mib']:,} MiB"
 
 
 if __name__ == "__main__":

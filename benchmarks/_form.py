@@ -1,0 +1,32 @@
+"""Numbers as the tables and pictures show them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Mean and standard deviation."""
+    values = list(values)
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{form.format(statistics.mean(values))} ± {form.format(sd)}"
+
+
+def times(ratio: dict[str, float]) -> str:
+    """A ratio with its quartiles."""
+    return f"{ratio['median']:.2f} x ({ratio['q25']:.2f}-{ratio['q75']:.2f})"
+
+
+def peak(measurement: dict[str, Any]) -> str:
+    """Peak resident memory."""
+    return f"{measurement['peak_rss_mib']:,} MiB"
+
+
+def quartiles(line: Sequence[dict[str, Any]], ratio: str) -> dict[str, Any]:
+    """Medians and the distances to the quartiles, as `errorbar` takes them."""
+    found = [point[ratio] for point in line]
+    below = [r["median"] - r["q25"] for r in found]
+    above = [r["q75"] - r["median"] for r in found]
+    return {"y": [r["median"] for r in found], "yerr": (below, above)}
