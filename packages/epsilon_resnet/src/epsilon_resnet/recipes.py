@@ -66,7 +66,7 @@ _IMAGENET = TrainConfig(
 _SHORT = replace(
     _CIFAR10,
     n=5,
-    epsilon=6.0,
+    epsilon=6.5,
     retire_after=1,
     optim=Optim(
         lr=0.1,
