@@ -43,6 +43,16 @@ def test_options_are_spelt_with_hyphens_or_underscores(option):
     assert parse(option, "32").optim.batch_size == 32
 
 
+def test_options_of_torchvisions_reference_recipes_are_spelt_as_there():
+    """Its command for the second recipe of ResNet-50, as far as it is about images."""
+    options = "--auto-augment ta_wide --random-erase 0.1 --train-crop-size 176 --val-resize-size 232 --ra-reps 4"
+    options += " --val-crop-size 224 --interpolation bicubic --data-path photos --stream"
+    data = parse(*options.split()).data
+    assert (data.auto_augment, data.random_erase, data.repeats, data.interpolation) == ("ta_wide", 0.1, 4, "bicubic")
+    assert (data.train_crop_size, data.val_resize_size, data.image_size, data.data_dir) == (176, 232, 224, "photos")
+    assert parse("--repeats", "4", "--image-size", "9", "--data-dir", "photos").data.repeats == 4
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match="unknown recipe 'resnet200': did you mean resnet20"):
         parse("--recipe", "resnet200")

@@ -10,6 +10,7 @@ from resless.config import (
     EvalConfig,
     OptimConfig,
     RunConfig,
+    SourceConfig,
     TrainConfig,
     as_dict,
     changed_fields,
@@ -27,6 +28,12 @@ BAD_VALUES = [
     *((DataConfig, "lighting", bad) for bad in (-0.1, math.inf, math.nan)),
     (DataConfig, "normalize", "image"),
     (DataConfig, "image_size", 0),
+    (DataConfig, "auto_augment", "rand"),
+    *((DataConfig, "random_erase", bad) for bad in (-0.1, 1.1, math.nan)),
+    (DataConfig, "repeats", 0),
+    *((DataConfig, name, bad) for name in ("train_crop_size", "val_resize_size") for bad in (0, 176)),
+    (SourceConfig, "val_resize_size", 232),
+    (SourceConfig, "interpolation", "nearest"),
     (OptimConfig, "lr", 0.0),
     (OptimConfig, "lr", float("nan")),
     (OptimConfig, "momentum", 1.0),
@@ -70,6 +77,20 @@ def test_colours_are_left_alone_unless_asked_for():
     names = ("brightness", "contrast", "saturation", "lighting")
     assert [getattr(DataConfig(), name) for name in names] == [0.0] * 4
     assert DataConfig(brightness=0.99, contrast=0.2, saturation=0.4, lighting=2.0).lighting == 2.0
+
+
+def test_torchvisions_reference_recipes_are_off_unless_asked_for():
+    off = DataConfig()
+    assert (off.auto_augment, off.random_erase, off.repeats, off.interpolation) == (None, 0.0, 1, "bilinear")
+    assert (off.train_crop_size, off.val_resize_size) == (None, None)
+    streamed = DataConfig(stream=True, train_crop_size=176, val_resize_size=232, auto_augment="ta_wide", repeats=4)
+    assert (streamed.train_crop_size, streamed.val_resize_size, streamed.repeats) == (176, 232, 4)
+    with pytest.raises(
+        InputError, match="--interpolation is 'bicubic', but must be bilinear with --auto-augment augmi"
+    ):
+        DataConfig(auto_augment="augmix", interpolation="bicubic")
+    with pytest.raises(InputError, match="--train-crop-size is 176, but must be left out without --stream"):
+        DataConfig(train_crop_size=176)
 
 
 def test_overwriting_and_resuming_exclude_each_other():

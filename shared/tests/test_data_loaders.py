@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import math
+from collections import Counter
+from itertools import chain
+
 import pytest
 import torch
 from resless.data import Batches, EvalBatches, Images, crop_flip, jitter, lighting_shift, load, normalise
-from resless.data.loaders import generator
+from resless.data.augment import erase, erased_rectangles
+from resless.data.loaders import generator, repeat
+from resless.data.policies import auto_augment, transform_each
 from resless.errors import InputError
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "lighting": 0.1}
+RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "repeats": 3, "interpolation": "bicubic"}
 LEVELS = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # batches in grey levels
 
 
@@ -121,6 +129,77 @@ class TestAugment:
         )
 
     @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_erase_equals_torchvision(self, device, layout):
+        random = torch.Generator().manual_seed(4)
+        images = torch.randn(64, 3, 12, 9, generator=random).contiguous(memory_format=layout)
+        before = images.clone()
+        height, width = torch.randint(0, 12, (64,), generator=random), torch.randint(0, 9, (64,), generator=random)
+        top = (torch.rand(64, generator=random) * (13 - height)).long()
+        left = (torch.rand(64, generator=random) * (10 - width)).long()
+        found = erase(images.to(device), *(part.to(device) for part in (top, left, height, width)))
+        assert found.is_contiguous(memory_format=layout)
+        assert torch.equal(images, before)
+        for index in range(64):
+            place = [int(part[index]) for part in (top, left, height, width)]
+            assert torch.equal(found[index].cpu(), transforms.erase(images[index], *place, v=torch.zeros(3, 1, 1)))
+        assert 0 < (height == 0).sum() < 64
+
+    @pytest.mark.parametrize(("height", "width"), [(32, 32), (4, 7), (2, 2), (3, 9)])
+    def test_erased_rectangles_are_the_first_of_ten_that_fit(self, height, width):
+        """torchvision's loop over tries, written out for the same uniform numbers."""
+        found = erased_rectangles(200, height, width, 0.6, torch.Generator().manual_seed(3))
+        random = torch.Generator().manual_seed(3)
+        wanted = torch.rand(200, generator=random) < 0.6
+        uniform = torch.rand(4, 10, 200, dtype=torch.float64, generator=random).tolist()
+        erased = Counter()
+        for index in range(200):
+            expected = None
+            for attempt in range(10):
+                of_area, of_ratio, of_top, of_left = (part[attempt][index] for part in uniform)
+                area = height * width * (0.02 + 0.31 * of_area)
+                ratio = math.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * of_ratio)
+                h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+                if h < height and w < width:
+                    expected = [int(of_top * (height - h + 1)), int(of_left * (width - w + 1)), h, w]
+                    erased[attempt] += bool(wanted[index])
+                    break
+            if wanted[index] and expected is not None:
+                assert found[:, index].tolist() == expected
+            else:
+                assert found[2:, index].tolist() == [0, 0]
+        assert erased[0] > 20
+        assert max(height, width) > 7 or erased[1] > 0, "no second try was needed"
+
+    def test_erased_rectangles_are_spread_as_torchvisions(self):
+        count = 20_000
+        top, left, height, width = erased_rectangles(count, 224, 224, 0.25, torch.Generator().manual_seed(0)).double()
+        erased = height > 0
+        # Standard error 0.003.
+        assert erased.double().mean().item() == pytest.approx(0.25, abs=0.015)
+        top, left, height, width = erased_rectangles(count, 224, 224, 1.0, torch.Generator().manual_seed(0)).double()
+        area, ratio = height * width / 224**2, (height / width).log()
+        assert 0.019 < area.min() < area.max() < 0.333  # rounded to whole pixels
+        # Uniform; standard errors: 0.0006 and 0.0005 of the area, 0.005 and 0.003 of the logarithm of the ratio. One in
+        # 200 does not fit at first, which takes 0.0003 off the area.
+        assert area.mean().item() == pytest.approx(0.175, abs=0.003)
+        assert area.std().item() == pytest.approx(0.31 / 12**0.5, abs=0.003)
+        assert ratio.mean().item() == pytest.approx(math.log(0.3 * 3.3) / 2, abs=0.025)
+        assert ratio.std().item() == pytest.approx(math.log(3.3 / 0.3) / 12**0.5, abs=0.02)
+        assert (top + height).max() == (left + width).max() == 224
+        assert top.min() == left.min() == 0
+        # torchvision's own draws, on images where rounding and refusal matter; within five standard errors.
+        torch.manual_seed(0)
+        eraser, image = v2.RandomErasing(p=1.0), torch.zeros(3, 10, 14)
+        places = [eraser.make_params([image]) for _ in range(4000)]
+        assert all(place["v"] is not None for place in places)
+        expected = torch.tensor([[place[name] for name in "ijhw"] for place in places]).double()
+        found = erased_rectangles(4000, 10, 14, 1.0, torch.Generator().manual_seed(1)).T.double()
+        errors = ((expected.var(0) + found.var(0)) / 4000).sqrt()
+        assert ((expected.mean(0) - found.mean(0)).abs() < 5 * errors).all()
+        assert ((expected.std(0) / found.std(0)).log().abs() < 0.08).all()  # standard error 0.016
+
+    @pytest.mark.parametrize("device", DEVICES)
     def test_normalise_equals_torchvision(self, device):
         images = make().images
         expected = transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), MEAN, STD)
@@ -164,6 +243,7 @@ class TestBatches:
     def test_the_global_random_state_is_left_alone(self):
         before = torch.get_rng_state()
         list(batches(make()).epoch(0))
+        list(batches(make(), **RECIPE).epoch(0))
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_crops_and_flips_differ_from_epoch_to_epoch_and_step_to_step(self):
@@ -174,13 +254,13 @@ class TestBatches:
             assert len(one.flatten(1).unique(dim=0)) > 4
             assert not any(torch.equal(one, other) for other in steps[index + 1 :])
 
-    @pytest.mark.parametrize("colours", [{}, COLOURS])
+    @pytest.mark.parametrize("colours", [{}, COLOURS, RECIPE, COLOURS | RECIPE])
     @pytest.mark.parametrize("start_step", [0, 1, 2])
     def test_starting_in_the_middle_continues_exactly(self, start_step, colours):
         loader = batches(make(), **colours)
         assert_equal(loader.epoch(2, start_step), list(loader.epoch(2))[start_step:])
 
-    @pytest.mark.parametrize("colours", [{}, COLOURS])
+    @pytest.mark.parametrize("colours", [{}, COLOURS, RECIPE, COLOURS | RECIPE])
     @pytest.mark.parametrize("world_size", [2, 4])
     def test_slices_of_all_ranks_make_up_the_batch_of_one(self, world_size, colours):
         data = make()
@@ -259,6 +339,98 @@ class TestBatches:
         torch.testing.assert_close(shifts.T.cov(), covariance + torch.eye(3) / 12, rtol=0, atol=1)
         assert shifts.mean(0).abs().max() < 0.25  # five standard errors
 
+    def test_switched_off_policies_erasing_and_repeats_change_nothing(self):
+        off = {"auto_augment": None, "random_erase": 0.0, "repeats": 1, "interpolation": "bicubic"}
+        assert_equal(batches(make(), **COLOURS, **off).epoch(1), batches(make(), **COLOURS).epoch(1))
+
+    @pytest.mark.parametrize("colours", [{}, COLOURS])
+    def test_a_policy_follows_crops_flips_and_colours_and_erasing_comes_last(self, colours):
+        """The draws of a step, written out."""
+        data = make()
+        plain = list(batches(data, **LEVELS, **colours).epoch(4))
+        only = list(batches(data, **LEVELS, **colours, random_erase=0.5).epoch(4))
+        both = list(batches(data, **colours, random_erase=0.5, auto_augment="ra", interpolation="bicubic").epoch(4))
+        assert len(plain) == len(only) == len(both) == 3
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        for step, (images, _) in enumerate(plain):
+            random = generator(7, 4, step, 1)
+            seeds = torch.randint(2**62, (16,), generator=random)
+            places = erased_rectangles(16, 8, 8, 0.5, random)
+            assert 0 < (places[2] > 0).sum() < 16
+            assert torch.equal(only[step][0], erase(images, *places))
+            changed = transform_each(images.round().byte(), auto_augment("ra", "bicubic"), seeds)
+            assert torch.equal(both[step][0], erase(normalise(changed, mean, std), *places))
+
+    def test_an_erased_rectangle_has_the_mean_of_its_pixels(self):
+        data = make(32)
+        mean_image = data.images.float().mean(0) / 255
+        options = {"mean": mean_image, "std": (1, 1, 1), "pad": 0, "flip": False}
+        ((plain, _),) = batches(data, 32, **options).epoch(0)
+        ((erased, _),) = batches(data, 32, **options, random_erase=1.0).epoch(0)
+        changed = (erased != plain).any(1)
+        assert changed.flatten(1).any(1).all()
+        assert (erased.movedim(1, 3)[changed] == 0).all()
+        assert 0.02 < changed.float().mean() < 0.33
+
+    def test_an_epoch_with_repeats_takes_as_many_steps_for_fewer_images(self):
+        once, thrice = (batches(make(), repeats=repeats, **LEVELS) for repeats in (1, 3))
+        assert thrice.steps_per_epoch == once.steps_per_epoch == 3
+        assert thrice.num_images == 50
+        order = repeat(torch.arange(50), 1, 16)[0]
+        assert order.tolist() == list(range(50))
+        for epoch in (0, 1):
+            expected = torch.cat([labels for _, labels in once.epoch(epoch)])
+            steps = list(thrice.epoch(epoch))
+            assert all(len(labels) == 16 for _, labels in steps)
+            counts = Counter(torch.cat([labels for _, labels in steps]).tolist())
+            assert list(counts.values()).count(3) == 48 / 3
+            assert set(counts) == set(expected[:16].tolist())  # the first ones of the epoch without repeats
+        pictures = {}
+        for images, labels in thrice.epoch(2):
+            for image, label in zip(images, labels.tolist(), strict=True):
+                pictures.setdefault(label, []).append(image)
+        varied = sum(len(torch.stack(copies).unique(dim=0)) > 1 for copies in pictures.values())
+        assert varied >= 14, "crops and flips vary the repeats of an image"
+
+    @pytest.mark.parametrize(("count", "repeats", "batch_size"), [(50, 3, 16), (50, 4, 7), (9, 2, 9), (5, 8, 2)])
+    def test_repeats_are_exact_except_at_the_end(self, count, repeats, batch_size):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 100
+        indices, copies = repeat(order, repeats, batch_size)
+        pairs = [(int(order[place // repeats]), place % repeats) for place in range(count)]
+        assert sorted(zip(indices.tolist(), copies.tolist(), strict=True)) == sorted(pairs)
+        for start in range(0, count, batch_size):
+            part = slice(start, start + batch_size)
+            batch = list(zip(indices[part].tolist(), copies[part].tolist(), strict=True))
+            assert sorted(batch) == sorted(pairs[part])
+            assert [copy for _, copy in batch] == sorted(copy for _, copy in batch)
+
+    @pytest.mark.parametrize("repeats", [2, 3, 4])
+    @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+    def test_repeats_are_dealt_out_as_by_torchvisions_sampler(self, world_size, repeats):
+        """Its ranks' batches of a step hold together what a step here holds; on enough ranks, none an image twice."""
+        data = Images(torch.zeros(512, 1, 1, 1, dtype=torch.uint8), torch.arange(512), tuple(map(str, range(512))))
+        options = {"mean": (0,), "std": (1,), "pad": 0, "flip": False, "shuffle": False, "repeats": repeats}
+        order = torch.randperm(512, generator=torch.Generator().manual_seed(1))
+        ranks = [
+            [labels.tolist() for _, labels in loader.epoch(0)]
+            for rank in range(world_size)
+            for loader in [batches(data, 64, indices=order, rank=rank, world_size=world_size, **options)]
+        ]
+        share = 64 // world_size
+        reference = []
+        for rank in range(world_size):  # RASampler.__iter__, for the same order
+            total = math.ceil(512 * repeats / world_size) * world_size
+            repeated = [index for index in order.tolist() for _ in range(repeats)]
+            repeated += repeated[: total - len(repeated)]
+            taken = repeated[rank:total:world_size][: 512 // 256 * 256 // world_size]
+            reference.append([taken[start : start + share] for start in range(0, len(taken), share)])
+        assert len(ranks[0]) == len(reference[0]) == 8
+        for step in range(8):
+            mine, theirs = ([rank[step] for rank in all_ranks] for all_ranks in (ranks, reference))
+            assert Counter(chain.from_iterable(mine)) == Counter(chain.from_iterable(theirs))
+            if world_size >= repeats:
+                assert all(len(set(part)) == share for part in (*mine, *theirs))
+
     def test_only_the_given_indices_are_used(self):
         chosen = torch.arange(0, 50, 2)
         loader = batches(make(), 25, indices=chosen)
@@ -273,7 +445,7 @@ class TestBatches:
         ((images, _),) = loader.epoch(0)
         torch.testing.assert_close(images.mean(0), torch.zeros(3, 8, 8), rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("colours", [{}, COLOURS])
+    @pytest.mark.parametrize("colours", [{}, COLOURS, RECIPE])
     @pytest.mark.parametrize("device", DEVICES)
     def test_layout_and_device_do_not_change_values(self, device, colours):
         data = make()
@@ -296,6 +468,10 @@ class TestBatches:
             ({"contrast": -0.1}, "contrast is -0.1"),
             ({"saturation": float("nan")}, "saturation is nan"),
             ({"lighting": float("inf")}, "lighting is inf, but must be 0 or more, and finite"),
+            ({"auto_augment": "rand"}, "auto_augment is 'rand', but must be one of ra, ta_wide"),
+            ({"random_erase": 1.1}, "random_erase is 1.1, but must be a probability from 0 to 1"),
+            ({"random_erase": float("nan")}, "random_erase is nan"),
+            ({"repeats": 0}, "repeats is 0, but must be 1 or more"),
             ({"mean": (0.5,)}, r"mean is \(0.5,\), but must be one number for each of 3 channels"),
             ({"mean": torch.zeros(3, 8, 4)}, r"shape of the mean is \[3, 8, 4\], but must be \[3, 8, 8\]"),
             ({"std": (0.5, 0.0, 0.1)}, r"std is \(0.5, 0.0, 0.1\), but must be greater than 0"),

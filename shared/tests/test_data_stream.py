@@ -7,13 +7,16 @@ import pytest
 import torch
 from PIL import Image
 from resless.data import StreamBatches, StreamEvalBatches, lighting_shift, open_samples
+from resless.data.loaders import generator, mix, repeat
+from resless.data.policies import NAMES, auto_augment
 from resless.data.stream import Lighting, eval_transform, train_transform
 from resless.errors import InputError
 from resless.testing import shared_data
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "lighting": 0.1}
+RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic", "mean": MEAN}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,13 @@ def assert_equal(first, second):
         assert torch.equal(labels, other_labels)
 
 
-@pytest.mark.parametrize(("num_workers", "colours"), [(1, {}), (2, {}), (1, COLOURS)])
-def test_workers_do_not_change_any_batch(tree, num_workers, colours):
-    transform = train_transform(16, **colours)
-    alone, helped = stream(tree, transform=transform), stream(tree, num_workers, transform=transform)
+@pytest.mark.parametrize(
+    ("num_workers", "colours", "repeats"),
+    [(1, {}, 1), (2, {}, 1), (1, COLOURS, 1), (1, RECIPE, 3), (1, {"auto_augment": "augmix"}, 1)],
+)
+def test_workers_do_not_change_any_batch(tree, num_workers, colours, repeats):
+    options = {"transform": train_transform(16, **colours), "repeats": repeats}
+    alone, helped = stream(tree, **options), stream(tree, num_workers, **options)
     expected = [list(alone.epoch(epoch)) for epoch in (0, 1)]
     for epoch in (0, 1):  # the workers stay alive between the two
         assert_equal(helped.epoch(epoch), expected[epoch])
@@ -71,12 +77,31 @@ def test_epoch_visits_images_once_and_drops_the_incomplete_batch(tree):
     assert len(torch.cat([images for images, _ in found]).flatten(1).unique(dim=0)) == 20
 
 
-@pytest.mark.parametrize("colours", [{}, COLOURS])
-def test_slices_of_two_ranks_make_up_the_batch_of_one(tree, colours):
-    transform = train_transform(16, **colours)
-    ranks = [list(stream(tree, transform=transform, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+@pytest.mark.parametrize(("colours", "repeats"), [({}, 1), (COLOURS, 1), (RECIPE, 3)])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_slices_of_all_ranks_make_up_the_batch_of_one(tree, world_size, colours, repeats):
+    options = {"transform": train_transform(16, **colours), "repeats": repeats}
+    shards = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]
+    ranks = [list(stream(tree, **options, **shard).epoch(0)) for shard in shards]
     joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
-    assert_equal(joined, stream(tree, transform=transform).epoch(0))
+    assert_equal(joined, stream(tree, **options).epoch(0))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_each_image_is_what_its_generator_says(tree, repeats):
+    """The seeds by which runs of earlier versions resume, and after them those of repeats."""
+    samples, transform = open_samples(str(tree)), train_transform(16)
+    found = list(stream(tree, repeats=repeats, mean=(0, 0, 0), std=(1, 1, 1)).epoch(6))
+    assert len(found) == 5
+    indices, copies = repeat(torch.randperm(22, generator=generator(5, 6, -1)), repeats, 4)
+    assert set(copies.tolist()) == set(range(repeats))
+    for place, image in enumerate(image for images, _ in found for image in images):
+        index, copy = int(indices[place]), int(copies[place])
+        seed = mix(5, 6, index, copy) if copy else mix(5, 6, index)
+        expected = drawn(transform, torch.from_numpy(samples.image(index)), seed)
+        assert torch.equal((image * 255).round().byte(), expected)
+    labels = torch.cat([labels for _, labels in found])
+    assert labels.tolist() == samples.labels[indices[:20].numpy()].tolist()
 
 
 def drawn(transform, image, seed):
@@ -87,8 +112,9 @@ def drawn(transform, image, seed):
 def test_without_colours_the_transform_is_a_crop_and_a_flip(tree):
     image = torch.from_numpy(open_samples(str(tree)).image(0))
     plain = v2.Compose([v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip()])
-    off = train_transform(16, brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0)
-    assert repr(off) == repr(train_transform(16)) == repr(plain)
+    off = train_transform(16, brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0, random_erase=0.0, mean=MEAN)
+    assert repr(off) == repr(train_transform(16))
+    assert [type(step) for step in off.transforms] == [type(step) for step in plain.transforms]
     for seed in range(20):
         assert torch.equal(drawn(off, image, seed), drawn(plain, image, seed))
 
@@ -105,6 +131,48 @@ def test_the_transform_is_torchvisions_jitter_then_lighting_between_crop_and_fli
     assert torch.equal(drawn(train_transform(16, contrast=0.4), image, 3), drawn(only, image, 3))
     grey = image[:1]
     assert drawn(train_transform(16, brightness=0.4, contrast=0.4), grey, 0).shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_is_that_of_torchvisions_reference_recipes(tree, name):
+    image = torch.from_numpy(open_samples(str(tree)).image(3))
+    bicubic = name != "augmix"
+    mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    options = {"auto_augment": name, "random_erase": 0.5, "interpolation": mode.value, "mean": MEAN}
+    crop, flip = v2.RandomResizedCrop(16, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()
+    policy, eraser = auto_augment(name, mode.value), v2.RandomErasing(0.5, value=[128, 102, 76])
+    expected = v2.Compose([crop, flip, policy, eraser])
+    coloured = v2.Compose([crop, v2.ColorJitter(0.4, 0.4, 0.4), Lighting(0.1), flip, policy, eraser])
+    for seed in range(20):
+        found = drawn(train_transform(16, **options), image, seed)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, drawn(expected, image, seed))
+        assert torch.equal(drawn(train_transform(16, **COLOURS, **options), image, seed), drawn(coloured, image, seed))
+
+
+def test_erased_rectangles_have_the_mean_colour():
+    image = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    torch.manual_seed(0)
+    transform = train_transform(32, random_erase=0.25, mean=(0.485, 0.456, 1.2))
+    images = torch.stack([transform(image) for _ in range(1000)])
+    changed = (images != 200).any(1)
+    assert (images.movedim(1, 3)[changed] == torch.tensor([124, 116, 255], dtype=torch.uint8)).all()
+    erased = changed.flatten(1).any(1)
+    # Standard errors: 0.014 of the probability, 0.006 of the area.
+    assert erased.float().mean().item() == pytest.approx(0.25, abs=0.06)
+    assert changed[erased].float().mean().item() == pytest.approx(0.175, abs=0.025)
+    with pytest.raises(InputError, match="mean is None, but must be given together with random_erase"):
+        train_transform(32, random_erase=0.25)
+    with pytest.raises(InputError, match=r"random_erase is -0.1, but must be a probability from 0 to 1"):
+        train_transform(32, random_erase=-0.1)
+
+
+def test_evaluated_images_are_resized_as_asked_for(tree):
+    image = torch.from_numpy(open_samples(str(tree)).image(5))
+    resized = v2.functional.resize(image, 20, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    found = eval_transform(16, 20, "bicubic")(image)
+    assert torch.equal(found, v2.functional.center_crop(resized, [16, 16]))
+    assert not torch.equal(found, eval_transform(16, 20)(image))
 
 
 def test_lighting_shifts_all_pixels_of_an_image_alike():
@@ -125,7 +193,7 @@ def test_lighting_shifts_all_pixels_of_an_image_alike():
 
 def test_the_global_random_state_is_left_alone(tree):
     before = torch.get_rng_state()
-    list(stream(tree, transform=train_transform(16, **COLOURS)).epoch(0))
+    list(stream(tree, transform=train_transform(16, **COLOURS, **RECIPE), repeats=2).epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -193,6 +261,8 @@ def test_truncated_file_is_named_in_one_sentence(tree, tmp_path, num_workers):
 def test_impossible_options(tree):
     with pytest.raises(InputError, match="batch_size is 23"):
         stream(tree, batch_size=23)
+    with pytest.raises(InputError, match="repeats is 0, but must be 1 or more"):
+        stream(tree, repeats=0)
     with pytest.raises(InputError, match="num_workers is -1"):
         stream(tree, num_workers=-1)
     with pytest.raises(InputError, match="mean is"):

@@ -12,6 +12,8 @@ from resless.data.stream import train_transform
 from resless.errors import InputError
 from resless.run import accelerator
 from resless.train import train
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 
 
 def pipeline(seed: int = 0, shards: Shards | None = None, **config: object) -> Pipeline:
@@ -129,6 +131,85 @@ def test_colours_of_training_images_alone_are_varied(pets):
         assert not torch.equal(less, images), f"{name} has no effect"
     ((held_out, _),), ((same, _),) = varied.held_out(), plain.held_out()
     assert torch.equal(held_out, same)
+
+
+RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic", "repeats": 2}
+
+
+def test_the_recipe_of_training_images_in_memory(pets):
+    plain, varied = pipeline(dataset=pets, holdout=0.2), pipeline(dataset=pets, holdout=0.2, **RECIPE)
+    batches = Batches(plain.train, 8, indices=plain.split[0], seed=0, **plain.statistics, **RECIPE)
+    found, expected = list(varied.training(8).epoch(1)), list(batches.epoch(1))
+    assert len(found) == len(expected) == 2
+    for (images, labels), (others, order) in zip(found, expected, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, order)
+    for name, off in {"auto_augment": None, "random_erase": 0.0, "interpolation": "bilinear", "repeats": 1}.items():
+        less = pipeline(dataset=pets, holdout=0.2, **(RECIPE | {name: off})).training(8)
+        pairs = zip(less.epoch(1), found, strict=True)
+        assert any(not torch.equal(one[0], other[0]) for one, other in pairs), f"{name} has no effect"
+    ((held_out, _),), ((same, _),) = varied.held_out(), plain.held_out()
+    assert torch.equal(held_out, same)
+
+
+def test_the_recipe_of_streamed_images(pets):
+    data = pipeline(dataset=pets, stream=True, image_size=8, train_crop_size=6, workers=0, **RECIPE)
+    recipe = {name: RECIPE[name] for name in ("auto_augment", "random_erase", "interpolation")}
+    transform = train_transform(6, **recipe, mean=data.statistics["mean"])
+    options = {"transform": transform, "seed": 0, "num_workers": 0, "repeats": 2, **data.statistics}
+    found, expected = list(data.training(10).epoch(0)), list(StreamBatches(data.train.samples, 10, **options).epoch(0))
+    assert len(found) == len(expected) == 2
+    for (images, labels), (others, order) in zip(found, expected, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, order)
+
+
+@pytest.mark.parametrize("policy", ["ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_policies_and_erasing_take_grey_images(policy, stream):
+    data = pipeline(stream=stream, workers=0, auto_augment=policy, random_erase=0.5)
+    images, _ = next(iter(data.training(100).epoch(0)))
+    assert images.shape == (100, 1, 8, 8)
+    plain, _ = next(iter(pipeline(stream=stream, workers=0).training(100).epoch(0)))
+    assert (images != plain).flatten(1).any(1).sum() > 50
+
+
+def test_sizes_of_training_and_evaluation_may_differ(tmp_path):
+    """ResNet-50's second recipe: trained at 176, evaluated at 224 out of 232 pixels."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            pixels = random.integers(0, 256, (260, 300, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / name / "0.png")
+    options = {"dataset": str(tmp_path), "stream": True, "workers": 0}
+    sizes = {"train_crop_size": 176, "image_size": 224, "val_resize_size": 232, "interpolation": "bicubic"}
+    data = pipeline(**options, **sizes)
+    assert data.train.image_shape == (3, 224, 224)
+    assert data.example.shape == (1, 3, 224, 224)
+    assert data.preprocessing["image_size"] == 224
+    ((images, _),) = data.training(2).epoch(0)
+    assert images.shape == (2, 3, 176, 176)
+    ((images, _),) = data.evaluation(data.test)
+    assert images.shape == (2, 3, 224, 224)
+    mean, std = (torch.tensor(data.statistics[name]).view(3, 1, 1) for name in ("mean", "std"))
+    for index in range(2):
+        image = torch.from_numpy(data.test.samples.image(index))
+        resized = transforms.resize(image, 232, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        assert min(resized.shape[1:]) == 232
+        expected = transforms.center_crop(resized, [224, 224])
+        torch.testing.assert_close(images[index], (expected / 255 - mean) / std, rtol=1e-4, atol=1e-4)
+    ((plain, _),) = pipeline(**options).evaluation(data.test)
+    resized = transforms.resize(torch.from_numpy(data.test.samples.image(0)), 256, antialias=True)
+    expected = (transforms.center_crop(resized, [224, 224]) / 255 - mean) / std
+    torch.testing.assert_close(plain[0], expected, rtol=1e-4, atol=1e-4)
+    source = SourceConfig(str(tmp_path), stream=True, workers=0, val_resize_size=232, interpolation="bicubic")
+    other = Pipeline(source, 0, Shards())  # of a command that only evaluates
+    ((same, _),) = other.evaluation(other.test)
+    assert torch.equal(same, images)
+    small = pipeline(**options, val_resize_size=200)
+    with pytest.raises(InputError, match="--val-resize-size is 200, but must be at least 224, the side of the images"):
+        small.evaluation(small.test)
 
 
 @pytest.mark.parametrize("stream", [False, True])

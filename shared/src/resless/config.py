@@ -10,12 +10,14 @@ import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import tyro
 
 from resless.data import catalog
 from resless.errors import check
+
+AutoAugment: TypeAlias = Literal["ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn"]
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,35 @@ class SourceConfig:
 
     dataset: str = "digits"
     """Name (digits, mnist, cifar10, cifar100, svhn, imagenet), hub id (owner/name), or local folder."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, tyro.conf.arg(aliases=["--data-path"])] = None
     """Folder that holds the data set; None looks it up on the hub. `digits` comes with the package."""
     image_column: str | None = None
     """Column that holds the images; None takes the data set's usual one."""
     label_column: str | None = None
     """Column that holds the labels; None takes the data set's usual one."""
-    image_size: int | None = None
-    """Side in pixels to which images are resized when they are decoded; None keeps their own size."""
+    image_size: Annotated[int | None, tyro.conf.arg(aliases=["--val-crop-size"])] = None
+    """Side in pixels to which images are resized when they are decoded; None keeps their own size. Streamed images are
+    cut out at this size, 224 for None where the data set has none."""
     stream: bool = False
     """Decode images while they are used, in worker processes, instead of once into memory: for data of ImageNet's size.
     Training images are then cut out at random and flipped, whatever --pad and --flip say, and their colours varied as
     those of images in memory are; others are resized and cut out of the middle."""
     workers: int = 4
     """Worker processes that decode streamed images, for each process of the run."""
+    val_resize_size: int | None = None
+    """Pixels to which the shorter side of an evaluated image is resized before its middle is cut out, with --stream;
+    None: 256/224 of the side that is cut out."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How streamed images are resized, and how --auto-augment turns and shears; other images are resized bilinearly."""
 
     def __post_init__(self) -> None:
         catalog.get(self.dataset)  # refuses unknown names
         check(self.workers >= 0, "--workers", self.workers, "0 or more")
-        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+        _check_side("--image-size", self.image_size)
+        _check_side("--val-resize-size", self.val_resize_size, needs_stream=not self.stream)
+        check(
+            self.interpolation in ("bilinear", "bicubic"), "--interpolation", self.interpolation, "bilinear or bicubic"
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,16 @@ class DataConfig(SourceConfig):
     lighting: float = 0.0
     """Standard deviation of AlexNet's colour noise, which shifts all pixels of a training image along the principal
     components of ImageNet's colours: 0.1 in AlexNet; 0 switches it off. Needs colour images."""
+    auto_augment: AutoAugment | None = None
+    """Policy that varies each training image by itself, after crop and flip: `ra`, RandAugment; `ta_wide`,
+    TrivialAugment; `augmix`, AugMix; or AutoAugment's for `imagenet`, `cifar10` or `svhn`. Works on the CPU."""
+    random_erase: float = 0.0
+    """Probability that a rectangle of a training image is set to the mean colour; 0 switches it off."""
+    train_crop_size: int | None = None
+    """Side in pixels of streamed training images, where it is not to be that at which the network is evaluated."""
+    repeats: Annotated[int, tyro.conf.arg(aliases=["--ra-reps"])] = 1
+    """Repeated augmentation: how many times an image comes in an epoch, varied anew and spread over the processes. An
+    epoch keeps its number of images, hence takes so many times fewer different ones."""
     normalize: Literal["channel", "pixel"] = "channel"
     """What is subtracted from an image, and what it is divided by: `channel`, mean and standard deviation of each
     channel over the training images; `pixel`, the mean of each pixel over them, and 128 of 255 grey levels."""
@@ -77,6 +99,13 @@ class DataConfig(SourceConfig):
         for name in ("brightness", "contrast", "saturation"):
             check(0 <= getattr(self, name) < 1, f"--{name}", getattr(self, name), "at least 0 and below 1")
         check(0 <= self.lighting < math.inf, "--lighting", self.lighting, "0 or more, and finite")
+        known = get_args(AutoAugment)
+        check(self.auto_augment in (None, *known), "--auto-augment", self.auto_augment, f"one of {', '.join(known)}")
+        mixed = self.auto_augment == "augmix" and self.interpolation != "bilinear"
+        check(not mixed, "--interpolation", self.interpolation, "bilinear with --auto-augment augmix")
+        check(0 <= self.random_erase <= 1, "--random-erase", self.random_erase, "a probability from 0 to 1")
+        _check_side("--train-crop-size", self.train_crop_size, needs_stream=not self.stream)
+        check(self.repeats >= 1, "--repeats", self.repeats, "1 or more")
         check(self.normalize in ("channel", "pixel"), "--normalize", self.normalize, "channel or pixel")
         check(not self.stream or self.normalize == "channel", "--normalize", self.normalize, "channel with --stream")
 
@@ -84,6 +113,11 @@ class DataConfig(SourceConfig):
     def of(cls, source: SourceConfig) -> DataConfig:
         """The same images, none held out, not varied."""
         return cls(**vars(source))
+
+
+def _check_side(option: str, pixels: int | None, needs_stream: bool = False) -> None:
+    check(pixels is None or pixels > 0, option, pixels, "1 pixel or more")
+    check(pixels is None or not needs_stream, option, pixels, "left out without --stream")
 
 
 @dataclass(frozen=True)

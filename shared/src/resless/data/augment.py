@@ -1,6 +1,8 @@
-"""Whole batches at once, on the device they are on: shifted crops with flips, varied colours, and normalisation."""
+"""Whole batches at once, on the device they are on: crops with flips, varied colours, normalisation, erased parts."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,6 +14,11 @@ _GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 # direction (a column of red, green, blue). The numbers of fb.resnet.torch, datasets/imagenet.lua.
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+# Of torchvision's RandomErasing: an erased part's share of the image and its height by its width.
+_LEAST_AREA, _MOST_AREA = 0.02, 0.33
+_LEAST_RATIO, _MOST_RATIO = 0.3, 3.3
+_ATTEMPTS = 10
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -91,3 +98,36 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = to
     on the [0, 1] scale and on the device of the images.
     """
     return images.to(torch.float32).sub_(mean * 255).div_(std * 255).to(dtype)
+
+
+def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Sets a rectangle of each image to 0, which in normalised images is the mean.
+
+    images: [N, C, H, W]; top, left, height, width: int64 [N], in pixels; a height of 0 leaves an image as it is.
+    Returns [N, C, H, W]. Equal to torchvision's `erase` of every image alone.
+    """
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])  # [N, H]
+    in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])  # [N, W]
+    # A clone keeps the layout, masked_fill would not.
+    return images.clone().masked_fill_((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
+
+
+def erased_rectangles(count: int, height: int, width: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Rectangles for `erase`, one an image: their top, left, height and width, int64 [4, N].
+
+    As torchvision's `RandomErasing` draws them (Zhong et al., 2020): with `probability`, else of height 0; from 2 to 33
+    percent of the image, from 0.3 to 3.3 times as high as wide, and within it; of ten tries the first that is smaller
+    than the image in both directions, none if all fail.
+    """
+    wanted = torch.rand(count, generator=generator) < probability
+    uniform = torch.rand(4, _ATTEMPTS, count, dtype=torch.float64, generator=generator)
+    area = height * width * (_LEAST_AREA + (_MOST_AREA - _LEAST_AREA) * uniform[0])
+    ratio = torch.exp(math.log(_LEAST_RATIO) + math.log(_MOST_RATIO / _LEAST_RATIO) * uniform[1])
+    tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (tall < height) & (wide < width)
+    top, left = uniform[2] * (height - tall + 1), uniform[3] * (width - wide + 1)
+    first = fits.int().argmax(dim=0)  # [N]; 0 where none fits
+    drawn = torch.stack([top, left, tall, wide]).long()[:, first, torch.arange(count)]
+    drawn[2:] *= wanted & fits.any(dim=0)
+    return drawn

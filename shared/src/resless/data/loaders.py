@@ -1,7 +1,7 @@
 """Batches of images in memory.
 
-Order, crops, flips and colours are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch
-among any number of processes, is exact by construction.
+Order and augmentation are functions of (seed, epoch, step) alone: resuming anywhere, and sharing a batch among any
+number of processes, is exact by construction.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resless.data.augment import crop_flip, jitter, lighting_shift, normalise
+from resless.data.augment import crop_flip, erase, erased_rectangles, jitter, lighting_shift, normalise
 from resless.data.images import Images
+from resless.data.policies import auto_augment as policy_of
+from resless.data.policies import transform_each
 from resless.errors import InputError, check
 
 Mean: TypeAlias = Sequence[float] | Sequence[Sequence[Sequence[float]]] | Tensor
 """Of each channel, [C], or of each pixel, [C, H, W], on the [0, 1] scale."""
 
 _ORDER = -1  # takes the step's place in the seed of an epoch's order
+_LATER = 1  # follows the step in the seed of what came later, so that the draws of earlier versions stay as they were
 
 
 class Batches:
@@ -32,11 +35,15 @@ class Batches:
     per channel, both on the [0, 1] scale. `pad` shifts each image by up to so many pixels in each direction, filling
     with black; `flip` mirrors half of the images. Then each image's `brightness`, `contrast` and `saturation` are
     multiplied, in this order, by factors from 1 - their value to 1 + their value, and its colours shifted by noise of
-    the standard deviation `lighting` (see `lighting_shift`); 0 leaves each out. Without `shuffle` the images come in
-    the order of `indices`; with `drop_last` an incomplete last batch is left out.
+    the standard deviation `lighting` (see `lighting_shift`); 0 leaves each out. Then `auto_augment` names a policy for
+    each image alone (see `resless.data.policies.auto_augment`, for `interpolation` too); it runs on the CPU, and
+    then so does all that comes before it. At the end a rectangle is erased, that is, set to the mean, with the
+    probability `random_erase` (see `erased_rectangles`). Without `shuffle` the images come in the order of `indices`;
+    with `repeats` each comes so many times, and fewer of them (see `repeat`); with `drop_last` an incomplete last batch
+    is left out.
 
     Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
-    for saturation or lighting of images without colours.
+    for saturation or lighting of images without colours; for other values out of range.
     """
 
     def __init__(
@@ -53,6 +60,10 @@ class Batches:
         contrast: float = 0.0,
         saturation: float = 0.0,
         lighting: float = 0.0,
+        auto_augment: str | None = None,
+        interpolation: str = "bilinear",
+        random_erase: float = 0.0,
+        repeats: int = 1,
         seed: int,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -70,6 +81,8 @@ class Batches:
             check(0 <= value < 1, name, value, "at least 0 and below 1")
         check(0 <= lighting < math.inf, "lighting", lighting, "0 or more, and finite")
         check_colours(data.image_shape[0], saturation, lighting)
+        check(0 <= random_erase <= 1, "random_erase", random_erase, "a probability from 0 to 1")
+        check(repeats >= 1, "repeats", repeats, "1 or more")
         remainder = self.num_images % batch_size
         if not drop_last and 0 < remainder < world_size:
             raise InputError(f"the last batch of {remainder} images cannot be shared by {world_size} processes")
@@ -78,6 +91,8 @@ class Batches:
         self._pad, self._flip, self._seed, self._shuffle = pad, flip, seed, shuffle
         # By the argument of `jitter` which it is the range of.
         self._colours = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "shift": lighting}
+        self._policy = None if auto_augment is None else policy_of(auto_augment, interpolation)
+        self._random_erase, self._repeats = random_erase, repeats
         self._rank, self._world_size = rank, world_size
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -86,15 +101,28 @@ class Batches:
         for step in range(start_step, self.steps_per_epoch):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = share_of(len(chosen), self._rank, self._world_size)
-            images, labels = self._source.fetch(chosen[share])
+            images, labels = self._source.fetch(chosen[share], on_cpu=self._policy is not None)
             if self._pad or self._flip or any(self._colours.values()):
                 images = self._augment(images, epoch, step, len(chosen), share)
-            yield self._source.normalise(images), labels
+            if self._policy is None and not self._random_erase:
+                yield self._source.normalise(images), labels
+                continue
+            random = generator(self._seed, epoch, step, _LATER)
+            seeds = torch.randint(2**62, (len(chosen),), generator=random)  # drawn whether wanted or not, as above
+            if self._policy is not None:
+                images = self._source.move(transform_each(images, self._policy, seeds[share]))
+            images = self._source.normalise(images)
+            if self._random_erase:
+                height, width = images.shape[2:]
+                drawn = erased_rectangles(len(chosen), height, width, self._random_erase, random)
+                images = erase(images, *_to(drawn[:, share], images.device))
+            yield images, labels
 
     def _order(self, epoch: int) -> Tensor:
-        if not self._shuffle:
-            return self._indices
-        return self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
+        order = self._indices
+        if self._shuffle:
+            order = order[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
+        return repeat(order, self._repeats, self.batch_size)[0]
 
     def _augment(self, images: Tensor, epoch: int, step: int, count: int, share: slice) -> Tensor:
         # Drawn on the CPU, so that every device sees the same batches; for the global batch, so that every rank does.
@@ -171,14 +199,34 @@ class _Source:
         self._mean, self._std = statistics(data.image_shape, mean, std, self._device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [n, C, H, W] and int64 [n] on the device. index_select is ten times as fast as data[chosen]."""
-        images = self._data.images.index_select(0, chosen)
-        return _to(images, self._device), _to(self._data.labels.index_select(0, chosen), self._device)
+    def fetch(self, chosen: Tensor, on_cpu: bool = False) -> tuple[Tensor, Tensor]:
+        """uint8 [n, C, H, W] and int64 [n] on the device, or images that still are to `move` there.
+
+        index_select is ten times as fast as data[chosen].
+        """
+        images, labels = (tensor.index_select(0, chosen) for tensor in (self._data.images, self._data.labels))
+        return images if on_cpu else self.move(images), self.move(labels)
+
+    def move(self, tensor: Tensor) -> Tensor:
+        return _to(tensor, self._device)
 
     def normalise(self, images: Tensor) -> Tensor:
         # Normalised before the layout changes: broadcasting over three innermost channels is six times slower.
         return normalise(images, self._mean, self._std).contiguous(memory_format=self._format)
+
+
+def repeat(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """An epoch of repeated augmentation: of its places, the index of an image and which of its repeats, both int64 [N].
+
+    order: int64 [N], the images of an epoch without repeats. Its first ones come `repeats` times each (the last one
+    fewer times where N is no multiple), side by side and so mostly in one batch, as torchvision's `RASampler` hands
+    them out (Hoffer et al., 2020; Berman et al., 2019): batches of `batch_size` hold what all its processes together
+    get in a step. Within a batch all first repeats come before all second ones, so that at least `repeats` processes,
+    each with its contiguous share, never meet an image twice in a step; nor do RASampler's. With 1 it is `order`.
+    """
+    place = torch.arange(len(order))
+    place = (place // batch_size * repeats + place % repeats).argsort(stable=True)
+    return order[place // repeats], place % repeats
 
 
 def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:

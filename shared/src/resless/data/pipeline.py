@@ -124,20 +124,26 @@ class Pipeline:
 
     @property
     def example(self) -> torch.Tensor:
-        """A blank image [1, C, H, W] of this data set's size, to count costs with."""
+        """A blank image [1, C, H, W] of the size at which a network is evaluated, to count costs with."""
         return torch.zeros(1, *self.train.image_shape)
 
     def training(self, batch_size: int) -> Batches | StreamBatches:
         """Shuffled, augmented batches of the training images that are not held out."""
         images, config = self.train, self._config
-        shared = {"indices": self.split[0], "seed": self._seed, **self.statistics, **self._shards}
-        colours: dict[str, Any] = {
-            name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "lighting")
+        shared: dict[str, Any] = {"indices": self.split[0], "seed": self._seed, "repeats": config.repeats}
+        shared |= {**self.statistics, **self._shards}
+        varied: dict[str, Any] = {
+            name: getattr(config, name)
+            for name in (
+                *("brightness", "contrast", "saturation", "lighting"),
+                *("auto_augment", "random_erase", "interpolation"),
+            )
         }
         if isinstance(images, Images):
-            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **colours, **shared)
+            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **varied, **shared)
         check_colours(images.image_shape[0], config.saturation, config.lighting)
-        transform = train_transform(images.size, **colours)
+        size = config.train_crop_size or images.size
+        transform = train_transform(size, **varied, mean=self.statistics["mean"])
         return StreamBatches(images.samples, batch_size, transform=transform, num_workers=config.workers, **shared)
 
     def held_out(self, batch_size: int | None = None) -> EvalBatches | StreamEvalBatches:
@@ -154,8 +160,10 @@ class Pipeline:
         shared = {"indices": indices, **self.statistics, **self._shards}
         if isinstance(images, Images):
             return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
-        transform = eval_transform(images.size, round(images.size * 256 / 224))
-        workers = self._config.workers
+        config, side = self._config, images.size
+        resize = round(side * 256 / 224) if config.val_resize_size is None else config.val_resize_size
+        check(resize >= side, "--val-resize-size", resize, f"at least {side}, the side of the images that are cut out")
+        transform, workers = eval_transform(side, resize, config.interpolation), config.workers
         size = batch_size or EVAL_STREAM_BATCH_SIZE
         return StreamEvalBatches(images.samples, size, transform=transform, num_workers=workers, **shared)
 

@@ -1,15 +1,16 @@
 """Batches for data of ImageNet's size: worker processes decode and transform, the device normalises.
 
-Each image's transform draws from a generator seeded by (seed, epoch, index), and the order by (seed, epoch): batches do
-not depend on the number of workers, and resuming in the middle of an epoch is exact.
+Each image's transform draws from a generator seeded by (seed, epoch, index), and which repeat of the image it is, and
+the order by (seed, epoch): batches do not depend on the number of workers, and resuming in the middle of an epoch is
+exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,15 +18,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from resless.data.augment import jitter, lighting_shift, normalise
-from resless.data.loaders import check_batch_size, generator, mix, share_of, shares, statistics
+from resless.data.loaders import check_batch_size, generator, mix, repeat, share_of, shares, statistics
+from resless.data.policies import Transform, interpolation_mode
+from resless.data.policies import auto_augment as policy_of
 from resless.data.samples import Samples
 from resless.errors import InputError, check
 
 _ORDER = -1
 _PREFETCH_FACTOR = 4
-
-Transform = Callable[[Tensor], Tensor]
-"""uint8 [C, H, W] of any size -> uint8 [C, size, size]; draws from torch's default CPU generator only."""
 
 
 def train_transform(
@@ -35,19 +35,36 @@ def train_transform(
     contrast: float = 0.0,
     saturation: float = 0.0,
     lighting: float = 0.0,
+    auto_augment: str | None = None,
+    random_erase: float = 0.0,
+    interpolation: str = "bilinear",
+    mean: Sequence[float] | None = None,
 ) -> Transform:
-    """A random part of the image resized to `size`, its colours varied, mirrored half of the time.
+    """A random part of the image resized to `size`, its colours varied, mirrored, varied by a policy, partly erased.
 
     Brightness, contrast and saturation are multiplied by random factors from 1 - their value to 1 + their value, in
     random order; `lighting` is the standard deviation of `Lighting`. 0 leaves each out. Saturation and lighting need
-    colour images.
+    colour images. Half of the images are mirrored. `auto_augment` names the policy (see
+    `resless.data.policies.auto_augment`). With the probability `random_erase` a rectangle takes the colour `mean`, of
+    each channel on the [0, 1] scale. The order is that of torchvision's reference recipes. `interpolation` is that of
+    resizing and of the policy.
     """
-    steps: list[Transform] = [v2.RandomResizedCrop(size, antialias=True)]
+    mode = interpolation_mode(interpolation)
+    check(0 <= random_erase <= 1, "random_erase", random_erase, "a probability from 0 to 1")
+    check(mean is not None or not random_erase, "mean", mean, "given together with random_erase")
+    steps: list[Transform] = [v2.RandomResizedCrop(size, interpolation=mode, antialias=True)]
     if brightness or contrast or saturation:
         steps.append(v2.ColorJitter(brightness, contrast, saturation))
     if lighting:
         steps.append(Lighting(lighting))
-    return v2.Compose([*steps, v2.RandomHorizontalFlip()])
+    steps.append(v2.RandomHorizontalFlip())
+    if auto_augment is not None:
+        steps.append(policy_of(auto_augment, interpolation))
+    if mean is not None and random_erase:
+        # Deviation: the reference erases after normalising, to exactly 0; here it is the nearest grey level.
+        levels = [min(max(round(255 * value), 0), 255) for value in mean]
+        steps.append(v2.RandomErasing(random_erase, value=levels))
+    return v2.Compose(steps)
 
 
 @dataclass(frozen=True)
@@ -61,16 +78,17 @@ class Lighting:
         return jitter(image[None], shift=lighting_shift(self.std * torch.randn(1, 3)))[0]
 
 
-def eval_transform(size: int = 224, resize: int = 256) -> Transform:
+def eval_transform(size: int = 224, resize: int = 256, interpolation: str = "bilinear") -> Transform:
     """The shorter side resized to `resize`, then the central `size` x `size` pixels."""
-    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+    mode = interpolation_mode(interpolation)
+    return v2.Compose([v2.Resize(resize, interpolation=mode, antialias=True), v2.CenterCrop(size)])
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
     """A data set on disk, decoded while it is used; the properties of `Images`, without the images.
 
-    `size` is the side in pixels at which a network sees them.
+    `size` is the side in pixels at which a network is evaluated on them; training may cut out others.
     """
 
     samples: Samples
@@ -98,7 +116,8 @@ class StreamBatches:
     """Shuffled training batches, decoded by worker processes; the interface of `Batches`.
 
     `batch_size` is that of all processes together, `num_workers` that of this process (0: decode in this process).
-    The incomplete last batch of an epoch is left out. Workers stay alive from epoch to epoch.
+    The incomplete last batch of an epoch is left out. With `repeats` each image comes so many times, transformed anew,
+    and fewer images do (see `resless.data.loaders.repeat`). Workers stay alive from epoch to epoch.
 
     Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
     while iterating, for an image that cannot be decoded, naming its file.
@@ -111,6 +130,7 @@ class StreamBatches:
         *,
         indices: Tensor | None = None,
         transform: Transform | None = None,
+        repeats: int = 1,
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,
@@ -124,8 +144,9 @@ class StreamBatches:
         self.num_images = len(self._indices)
         self.batch_size = batch_size
         check_batch_size(batch_size, self.num_images, world_size)
+        check(repeats >= 1, "repeats", repeats, "1 or more")
         self.steps_per_epoch = self.num_images // batch_size
-        self._seed = seed
+        self._seed, self._repeats = seed, repeats
         self._share = share_of(batch_size, rank, world_size)
         decoder = _Decoder(samples, transform or train_transform(), seed)
         self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
@@ -133,8 +154,10 @@ class StreamBatches:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
         order = self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
-        batches = order.split(self.batch_size)[start_step : self.steps_per_epoch]
-        return self._stream.run([[(epoch, index) for index in batch[self._share].tolist()] for batch in batches])
+        indices, copies = repeat(order, self._repeats, self.batch_size)
+        items = torch.stack([torch.full_like(indices, epoch), indices, copies], dim=1)  # [N, 3]
+        batches = items.split(self.batch_size)[start_step : self.steps_per_epoch]
+        return self._stream.run([batch[self._share].tolist() for batch in batches])
 
 
 class StreamEvalBatches:
@@ -158,14 +181,15 @@ class StreamEvalBatches:
         check(batch_size >= 1, "batch_size", batch_size, "at least 1")
         indices = torch.arange(len(samples)) if indices is None else indices
         self.num_images = len(indices)
-        self._plan = [[(0, index) for index in part.tolist()] for part in shares(indices, batch_size, rank, world_size)]
+        parts = shares(indices, batch_size, rank, world_size)
+        self._plan: list[list[_Item]] = [[(0, index, 0) for index in part.tolist()] for part in parts]
         decoder = _Decoder(samples, transform or eval_transform(), seed=0)
         self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
 
     @property
     def order(self) -> Tensor:
         """Which images of the data set this process gets, in the order in which it gets them, int64 [n]."""
-        return torch.tensor([index for part in self._plan for _, index in part], dtype=torch.int64)
+        return torch.tensor([index for part in self._plan for _, index, _ in part], dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -174,7 +198,7 @@ class StreamEvalBatches:
         return self._stream.run(self._plan)
 
 
-_Item = tuple[int, int]  # epoch and index of an image
+_Item: TypeAlias = Sequence[int]  # epoch, index of an image, and which of its repeats in the epoch
 
 
 class _Decoder(torch.utils.data.Dataset):
@@ -186,15 +210,16 @@ class _Decoder(torch.utils.data.Dataset):
 
     def __getitems__(self, items: Sequence[_Item]) -> tuple[Tensor, Tensor] | InputError:
         try:
-            images = torch.stack([self._image(epoch, index) for epoch, index in items])
+            images = torch.stack([self._image(*item) for item in items])
         except InputError as error:
             return error  # raised here, it would arrive wrapped in a traceback of the worker
-        return images, torch.from_numpy(self._samples.labels[[index for _, index in items]])
+        return images, torch.from_numpy(self._samples.labels[[index for _, index, _ in items]])
 
-    def _image(self, epoch: int, index: int) -> Tensor:
+    def _image(self, epoch: int, index: int, copy: int) -> Tensor:
         image = torch.from_numpy(self._samples.image(index))
+        keys = (epoch, index, copy) if copy else (epoch, index)  # the first is the image that comes without repeats
         with torch.random.fork_rng(devices=[]):  # without workers this is the training process: leave its state alone
-            torch.default_generator.manual_seed(mix(self._seed, epoch, index))
+            torch.default_generator.manual_seed(mix(self._seed, *keys))
             return self._transform(image)
 
 
