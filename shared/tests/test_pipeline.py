@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -330,3 +332,24 @@ def test_streamed_images_train_and_evaluate_a_network(tmp_path):
     assert (found.images, found.top1) == (7, 1.0)
     settings = weights.read_config(tmp_path / "run" / "model")
     assert settings["preprocessing"] == {"image_size": 16, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": 0.5, "std": [1.0]}, "mean is 0.5, but must be one number for each of 1 channels"),
+        ({"mean": ["a"], "std": [1.0]}, "mean is ('a',), but must be one number for each of 1 channels"),
+        ({"mean": [0.5], "std": None}, "std is None, but must be one number for each of 1 channels"),
+        ({"mean": [0.5], "std": [0]}, "std is (0,), but must be greater than 0"),
+        ({"mean": [[[0.5]]], "std": [1]}, "the shape of the mean is [1, 1, 1], but must be [1, 8, 8]"),
+    ],
+)
+def test_a_model_folder_with_other_statistics_than_numbers_is_refused(given: dict[str, object], message: str):
+    data = Pipeline(SourceConfig(), 0, Shards(), given)
+    with pytest.raises(InputError, match=re.escape(message)):
+        data.evaluation(data.test)
+
+
+def test_a_model_folder_with_another_image_size_than_a_number_is_refused(tmp_path):
+    with pytest.raises(InputError, match="image_size is 'big', but must be a whole number"):
+        Pipeline(SourceConfig(dataset=str(tmp_path)), 0, Shards(), {"image_size": "big"})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from resless.config import EvalConfig
 from resless.errors import InputError
 
 MACS_IMAGES = 64
+Key = TypeVar("Key")
 
 
 class Shares(Protocol):
@@ -38,7 +39,6 @@ class Evaluation:
     images: int
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, batches: Shares, accelerator: Accelerator) -> Evaluation:
     """Evaluate in eval mode, every image exactly once; the mode of the model is put back afterwards.
 
@@ -51,20 +51,44 @@ def evaluate(model: nn.Module, batches: Shares, accelerator: Accelerator) -> Eva
         InputError: the loss is not finite.
         RuntimeError: the processes together did not see each image once.
     """
+    return evaluate_each(model, {"": model}, batches, accelerator)[""]
+
+
+@torch.inference_mode()
+def evaluate_each(
+    model: nn.Module,
+    forwards: Mapping[Key, Callable[[torch.Tensor], torch.Tensor]],
+    batches: Shares,
+    accelerator: Accelerator,
+) -> dict[Key, Evaluation]:
+    """`evaluate` of several ways to run one model, in one pass over the images.
+
+    Args:
+        model: what is in eval mode meanwhile.
+        forwards: functions of images [n, C, H, W] that give logits [n, classes].
+        batches, accelerator: as of `evaluate`, which says what is raised, too.
+    """
     average_buffers(model, accelerator)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     # Columns: correct among the first, correct among the first five, sum of losses, images. In float64, so that
     # counts stay exact and sums hardly depend on how the images were shared out.
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len(forwards), 4, dtype=torch.float64, device=accelerator.device)
     for images, labels in batches:
-        with accelerator.autocast():
-            logits = model(images)
-        sums += _row_sums(logits.float(), labels).sum(dim=0)
-    model.train(was_training)
-    top1, top5, loss, seen = accelerator.reduce(sums, reduction="sum").tolist()
-    if int(seen) != batches.num_images:
-        raise RuntimeError(f"evaluated {int(seen)} images, but the data set has {batches.num_images}")
+        for row, forward in zip(sums, forwards.values(), strict=True):
+            with accelerator.autocast():
+                logits = forward(images)
+            row += _row_sums(logits.float(), labels).sum(dim=0)
+    for module, training in modes.items():
+        module.training = training
+    rows = accelerator.reduce(sums, reduction="sum").tolist()
+    return {name: _evaluation(row, batches.num_images) for name, row in zip(forwards, rows, strict=True)}
+
+
+def _evaluation(sums: Sequence[float], num_images: int) -> Evaluation:
+    top1, top5, loss, seen = sums
+    if int(seen) != num_images:
+        raise RuntimeError(f"evaluated {int(seen)} images, but the data set has {num_images}")
     if not math.isfinite(loss):
         raise InputError(f"the loss on {int(seen)} images is not finite: the network's outputs overflow")
     return Evaluation(top1 / seen, top5 / seen, loss / seen, int(seen))

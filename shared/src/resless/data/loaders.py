@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -252,17 +252,29 @@ def statistics(shape: tuple[int, ...], mean: Mean, std: Sequence[float], device:
     `shape` is that of an image, (C, H, W), or (C,) where only a mean of each channel will do. Raises InputError where
     mean or standard deviation are of another shape.
     """
-    channels, means = shape[0], torch.as_tensor(mean, dtype=torch.float32)
-    wanted = f"one number for each of {channels} channels"
+    channels, wanted = shape[0], f"one number for each of {shape[0]} channels"
+    means, deviations = _numbers("mean", mean, wanted), _numbers("std", std, wanted)
     if means.dim() > 1:
         of_pixels = f"{list(shape)}, that of the images" if len(shape) > 1 else f"{wanted} where images are streamed"
         check(means.shape == shape, "the shape of the mean", list(means.shape), of_pixels)
     else:
-        check(len(mean) == channels, "mean", tuple(mean), wanted)
+        check(means.shape == (channels,), "mean", _shown(mean), wanted)
         means = means.view(channels, 1, 1)
-    check(len(std) == channels, "std", tuple(std), wanted)
-    check(min(std) > 0, "std", tuple(std), "greater than 0")
-    return means.to(device), torch.tensor(std).view(channels, 1, 1).to(device)
+    check(deviations.shape == (channels,), "std", _shown(std), wanted)
+    check(float(deviations.min()) > 0, "std", _shown(std), "greater than 0")
+    return means.to(device), deviations.view(channels, 1, 1).to(device)
+
+
+def _numbers(field: str, values: Any, wanted: str) -> Tensor:
+    """Values as a tensor: those of a model folder may be anything that JSON can hold."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{field} is {_shown(values)!r}, but must be {wanted}") from None
+
+
+def _shown(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
 
 
 def generator(*keys: int) -> torch.Generator:

@@ -17,6 +17,7 @@ from resless.data.loaders import Batches, EvalBatches, check_colours
 from resless.data.sources import open_samples
 from resless.data.stream import Stream, StreamBatches, StreamEvalBatches, eval_transform, train_transform
 from resless.errors import InputError, check
+from resless.models import options as checks
 from resless.models import spec_of
 
 EVAL_BATCH_SIZE = 500  # of images in memory; of streamed ones, workers hold several batches ready
@@ -61,7 +62,9 @@ class Pipeline:
         self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
         self._given = preprocessing or {}
         if config.image_size is None and catalog.get(config.dataset).size is None:
-            self._config = replace(self._config, image_size=self._given.get("image_size"))
+            size = self._given.get("image_size")
+            size = None if size is None else checks.whole_number("image_size", size, 1, checks.MAX_IMAGE_SIZE)
+            self._config = replace(self._config, image_size=size)
         self._normalised = self._given.keys() >= {"mean", "std"}
         free = not self._normalised or self._config.normalize == "channel"
         check(free, "--normalize", self._config.normalize, "left out: the network comes with its own mean and std")
@@ -102,7 +105,8 @@ class Pipeline:
         or ImageNet's where they are streamed.
         """
         if self._normalised:
-            return {"mean": list(self._given["mean"]), "std": list(self._given["std"])}
+            given = {name: self._given[name] for name in ("mean", "std")}  # checked where images are normalised
+            return {name: list(values) if isinstance(values, tuple) else values for name, values in given.items()}
         if self._config.normalize == "pixel":
             assert isinstance(self.train, Images)
             mean_image = pixel_mean(self.train, self.split[0]).double()
