@@ -24,7 +24,7 @@ from resless import costs, latency, weights
 from resless.environment import environment
 
 RECIPE = "cifar10_short"
-EPSILONS = (5.0, 6.5, 8.0)
+EPSILONS = (4.5, 5.5, 6.5)
 RUNS = {
     "plain": ["--epsilon", "0", "--side-weight", "0"],
     "plain, side head": ["--epsilon", "0"],

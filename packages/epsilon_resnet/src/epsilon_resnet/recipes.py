@@ -66,7 +66,7 @@ _IMAGENET = TrainConfig(
 _SHORT = replace(
     _CIFAR10,
     n=5,
-    epsilon=6.5,
+    epsilon=5.5,
     retire_after=1,
     optim=Optim(
         lr=0.1,
@@ -75,6 +75,7 @@ _SHORT = replace(
         epochs=10,
         milestones=(7, 9),
         restart_milestones=(2, 4),
+        restart_until=5,
     ),
 )
 

@@ -59,8 +59,10 @@ def train(config: TrainConfig) -> Path:
                 run.track(loss=loss, **accuracies(found, labels))
 
             discarded = record.end_epoch(method.relative_sizes(net.resnet.blocks()))
-            if lost := schedule.update(epoch, discarded):
-                run.say(f"epoch {epoch + 1}: {blocks_named(lost)} discarded, the learning rate starts anew")
+            new = sorted(set(discarded) - set(schedule.discarded))
+            anew = ", the learning rate starts anew" if schedule.update(epoch, discarded) else ""
+            if new:
+                run.say(f"epoch {epoch + 1}: {blocks_named(new)} discarded{anew}")
             if config.retire_after:
                 gone = record.gone(config.weight_bound, config.retire_after)
                 if gone := [index for index in gone if index not in record.retired]:
@@ -111,8 +113,12 @@ def adaptive_schedule(config: Optim) -> method.AdaptiveSchedule:
     if config.schedule == "cosine":
         rates = [optim.learning_rate(config, epoch) for epoch in range(config.epochs)] or [config.lr]
         return method.AdaptiveSchedule(method.Milestones(rates, range(1, config.epochs)))
-    restarted = method.Milestones(config.rates, config.restart_milestones) if config.restart_milestones else None
-    return method.AdaptiveSchedule(method.Milestones(config.rates, config.milestones), restarted)
+    base = method.Milestones(config.rates, config.milestones)
+    if not config.restart_milestones:
+        return method.AdaptiveSchedule(base)
+    restarted = method.Milestones(config.rates, config.restart_milestones)
+    until = config.epochs if config.restart_until is None else config.restart_until
+    return method.AdaptiveSchedule(base, restarted, until)
 
 
 def accuracies(found: model.Responses, labels: torch.Tensor) -> dict[str, torch.Tensor]:
