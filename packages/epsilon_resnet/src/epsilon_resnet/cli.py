@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +11,13 @@ from resless.cli import main, parse
 from epsilon_resnet import config as configs
 from epsilon_resnet import recipes
 
-# What the authors' scripts are for, and the recipe of that script.
-DATASETS = {"--cifar10": "cifar10_n18", "--cifar100": "cifar100_n18", "--svhn": "svhn_n18"}
+DATASETS = ("cifar10", "cifar100", "svhn")
+# The authors have a script for each data set, whose values are those of its recipes.
+RECIPES: dict[str | None, str | None] = {
+    **{name: f"{name}_n18" for name in DATASETS},
+    "imagenet": "imagenet_101_e2.0",
+    None: None,
+}
 
 
 def train() -> None:
@@ -61,18 +67,30 @@ def authors_arguments(args: Sequence[str], *, recipe: bool = True) -> list[str]:
     """The authors' arguments in this package's words.
 
     `--cifar10`, `--cifar100` and `--svhn` mean a data set, and with `recipe` the recipe for it, with any -n; -n alone
-    is for CIFAR-10, -d for ImageNet, as in their scripts; `--data` is the folder of the data.
+    is for CIFAR-10, -d for ImageNet, as in their scripts. `--data` is the folder of the data; `--gpu` goes, for which
+    devices a run takes is Accelerate's to say. A recipe or data set that is named has precedence.
     """
-    flags = [flag for flag in DATASETS if flag in args]
-    rest = ["--data-dir" if argument == "--data" else argument for argument in args if argument not in DATASETS]
-    if flags and not recipe:
-        return ["--dataset", flags[-1].removeprefix("--"), *rest]
-    if any(argument.startswith(("--recipe", "--dataset")) for argument in rest):
-        return rest
-    if flags:
-        return ["--recipe", DATASETS[flags[-1]], *rest]
-    if "-n" in rest:
-        return ["--recipe", DATASETS["--cifar10"], *rest]
-    if "-d" in rest:
-        return ["--recipe", "imagenet_101_e2.0", *rest]
-    return rest
+    theirs, rest = _parsed(args, "--data", "--gpu", flags=DATASETS)
+    own, others = _parsed(rest, "-n --n", "-d --depth", "--recipe", "--dataset")
+    words = [*_words("--data-dir", theirs.data), *rest]
+    if not recipe or own.recipe is not None or own.dataset is not None:
+        return [*_words("--dataset", theirs.flag), *words]
+    chosen = RECIPES[theirs.flag or ("imagenet" if own.d is not None else "cifar10" if own.n is not None else None)]
+    sizes = [*_words("-n", own.n), *_words("-d", own.d)]
+    return [*_words("--recipe", chosen), *sizes, *_words("--data-dir", theirs.data), *others]
+
+
+def _parsed(args: Sequence[str], *options: str, flags: Sequence[str] = ()) -> tuple[argparse.Namespace, list[str]]:
+    """The values of these options, each in all its spellings; of several flags the last one; and what is left."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for spellings in options:
+        names = spellings.split()
+        parser.add_argument(*names, nargs="?", const="", dest=names[0].strip("-"))
+    for flag in flags:
+        parser.add_argument(f"--{flag}", action="store_const", const=flag, dest="flag")
+    return parser.parse_known_args(list(args))
+
+
+def _words(option: str, value: str | None) -> list[str]:
+    """The option with its value; without it where none was given, for the parser to complain."""
+    return [] if value is None else [option, value] if value else [option]

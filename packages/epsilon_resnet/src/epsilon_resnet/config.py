@@ -31,8 +31,8 @@ class Optim(OptimConfig):
     """The same once a block was lost: epochs counted from the one in which the last block was lost. None given: the
     learning rate never starts anew."""
     restart_until: int | None = None
-    """Epochs after which a lost block does not make the learning rate start anew any more, so that a short run ends at a
-    low one; None: it always does."""
+    """Epochs after which a lost block does not make the learning rate start anew any more, so that a short run ends at
+    a low one; None: it always does."""
     factors: tuple[float, ...] = ()
     """What the learning rate is multiplied with after each milestone, all counted from its start; None given: powers of
     `gamma`."""
