@@ -77,7 +77,7 @@ def train(name: str, options: Options) -> dict[str, Any]:
     return {
         "result": result,
         "epochs": epochs,
-        "blocks": {name: value for name, value in read(folder / "blocks.json").items() if name != "network"},
+        "blocks": read(folder / "blocks.json"),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "parameters": costs.count_parameters(network),
         "macs": costs.macs(network, torch.zeros(1, 3, 32, 32)),

@@ -211,9 +211,11 @@ class TrainConfig:
     """Dense training of one network: what `resless-train` does."""
 
     model: str = "lenet_300_100"
-    """Network: lenet_300_100, lenet5, resnet20, resnet32, ... (any depth 6n+2, or 9n+2 with bottlenecks)."""
-    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
-    """How a CIFAR ResNet changes stage: 1x1 convolution, every second pixel, or 2x2 average; None means conv."""
+    """Network: lenet_300_100, lenet5, resnet20, resnet32, preresnet110, ... (any depth 6n+2, or 9n+2 with bottlenecks);
+    or torchvision/resnet18 to 152, imagenet/preresnet18 to 152."""
+    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
+    """How a CIFAR ResNet changes stage: 1x1 convolution, every second pixel, or 2x2 average, with zero channels after
+    the others or, of a preresnet, on both sides (avgpool_centred); None means conv."""
     pretrained: str | None = None
     """Model folder, or foreign checkpoint, whose weights the training starts from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -229,7 +231,7 @@ class EvalConfig:
     """Model folder, or the name of a network for `--weights`."""
     weights: str | None = None
     """Foreign checkpoint to load into the network that `--model` names."""
-    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
+    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
     """Shortcut of that network, as for training."""
     split: Literal["test", "train"] = "test"
     """Images to evaluate on."""

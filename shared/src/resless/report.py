@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    result = Table(title=title, title_justify="left")
+    result = Table()
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -28,6 +28,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     console = Console()
     if not console.is_terminal:  # a log keeps the whole table: lines are not cut to 80 columns
         console = Console(width=200)
+    console.print(title, style="italic", markup=False, highlight=False)  # as a part of the table it would be wrapped
     console.print(result)
 
 

@@ -50,7 +50,7 @@ def blocks_of(model: EpsilonResNet) -> list[Block]:
     stages = [stage for stage, layer in enumerate(model.resnet.stages(), 1) for _ in layer]
     sizes = method.relative_sizes(model.resnet.blocks())
     return [
-        Block(index, stage, round(average, 6), round(size, 6))
+        Block(index, stage, average, size)
         for index, (stage, average, size) in enumerate(zip(stages, model.discarded.tolist(), sizes, strict=True))
     ]
 
@@ -112,7 +112,7 @@ def main(config: CompressConfig) -> None:
         InputError: no such network; blocks that have not decayed, without --force; no discarded block, without
             --allow-none.
     """
-    output = Path(config.output or Path(config.model) / "compressed")
+    output = Path(config.output) if config.output is not None else loading.compressed_folder(config.model)
     weights.check_target(output, config.overwrite)
     network, known = loading.trained(config.model, config.step)
     model = gated(network)
@@ -123,6 +123,8 @@ def main(config: CompressConfig) -> None:
             raise InputError(f"{sentence}; train longer, or with a larger --epsilon (--allow-none: exit code 0)")
         print(sentence)
         return
+    if known["image_shape"] is None:
+        raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
     small = compress(model, weight_bound=config.weight_bound, force=config.force)
     metrics = {name: value for name, value in known["metrics"].items() if name in ("images", "top1", "top5", "loss")}
     if forced := [block.block for block in dropped if not block.is_gone(config.weight_bound)]:

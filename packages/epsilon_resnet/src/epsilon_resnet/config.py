@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,12 @@ MAX_N = 1666  # 6n+2 layers, of which resless takes 10,000
 def check_epsilon(epsilon: Any) -> None:
     """Raise InputError unless ε is a finite number of at least 0. Not only of command lines, of model folders too."""
     number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-    check(number and 0 <= epsilon < math.inf, "--epsilon", epsilon, "0 (no block is discarded) or more, and finite")
+    check(
+        number and 0 <= epsilon <= sys.float_info.max,
+        "--epsilon",
+        epsilon,
+        "0 (no block is discarded) or more, and finite",
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,8 @@ class EvalConfig:
     model: Annotated[str, tyro.conf.arg(aliases=["--cfg", "--dir"])]
     """Model folder, or run folder, of epsilon-resnet-train or epsilon-resnet-compress; or a model folder's
     config.json."""
+    step: int | None = None
+    """Step of a run whose checkpoint to take; None takes the network at its end."""
     split: Literal["test", "train"] = "test"
     """Images to evaluate on."""
     batch_size: int = 500

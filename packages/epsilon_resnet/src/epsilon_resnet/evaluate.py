@@ -26,7 +26,7 @@ from epsilon_resnet.model import EpsilonResNet
 def main(config: EvalConfig) -> dict[str, Any]:
     """Print and optionally write error, blocks, parameters and MACs; returns them as JSON values."""
     accelerator = new_accelerator(config.mixed_precision)
-    model, known = loading.trained(config.model)
+    model, known = loading.trained(config.model, config.step)
     data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), known["preprocessing"])
     images = data.train if config.split == "train" else data.test
     check_fit(model, images)

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from resless import checkpoint, models, weights
 from resless.errors import InputError
 from torch import nn
 
-BLOCKS = "blocks.json"
-"""What a run folder tells of its blocks."""
+BLOCKS, NETWORK = "blocks.json", "network.json"
+"""What a run folder tells of its blocks, epoch by epoch; and of its network, to read checkpoints with."""
 
 
 def model_folder(path: str) -> Path:
@@ -51,26 +52,44 @@ def trained(path: str, step: int | None = None) -> tuple[nn.Module, dict[str, An
     return model, {**kept, "image_shape": config["costs"].get("image_shape")}
 
 
+def compressed_folder(path: str) -> Path:
+    """Where a network's compression goes if nothing else is said: into the run folder, or beside the model folder."""
+    folder = Path(path)
+    is_run = (folder / "model").is_dir() or (folder / "checkpoints").is_dir()
+    return (folder if is_run else model_folder(path).parent) / "compressed"
+
+
 def _from_checkpoint(run: Path, step: int) -> tuple[nn.Module, dict[str, Any]]:
     found = _checkpoints(run)
     if step not in found:
         raise InputError(f"--step is {step}, but {run} has checkpoints of {_listed(found)}")
-    description = json.loads((run / BLOCKS).read_text(encoding="utf-8"))["network"]
+    described = json.loads((run / NETWORK).read_text(encoding="utf-8"))
     shared, _ = checkpoint.load(found[step], rank=0)
-    model = models.build(models.Spec(**description["model"]))
+    model = models.build(models.Spec(**described["model"]))
     try:
         model.load_state_dict(shared["model"])
     except RuntimeError as error:
         raise InputError(f"checkpoint {found[step]} is of another network: {' '.join(str(error).split())}") from error
-    kept = {key: description[key] for key in ("preprocessing", "image_shape")}
+    _average_buffers(model, found[step])
+    kept = {key: described[key] for key in ("preprocessing", "image_shape")}
     return model.eval(), {**kept, "metrics": {}}
+
+
+def _average_buffers(model: nn.Module, folder: Path) -> None:
+    """Batch norms' statistics are those of each process's images: take their mean, as evaluation does."""
+    ranks = [checkpoint.load(folder, rank=rank)[1] for rank in range(len(list(folder.glob("rank_*.pt"))))]
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.stack([own["buffers"][name] for own in ranks]).mean(dim=0))
 
 
 def _checkpoints(run: Path) -> dict[int, Path]:
     """The checkpoints of a run by their step."""
     found = {}
-    for folder in sorted((run / "checkpoints").glob("epoch_*")):
+    for folder in reversed(checkpoint.find(run / "checkpoints")):
         _, own = checkpoint.load(folder, rank=0)
+        if "blocks" not in own["extra"]:
+            raise InputError(f"{run} is no run of epsilon-resnet-train")
         found[own["extra"]["blocks"]["steps"]] = folder
     return found
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from resless import models
-from resless.errors import InputError
+from resless.errors import InputError, check
 from resless.models.preresnet import Block, PreResNet
 from torch import Tensor, nn
 
@@ -87,6 +87,7 @@ class EpsilonResNet(nn.Module):
         """Never compute these blocks again, forward or backward: they stay shortcuts."""
         for index in blocks:
             self.retired[index] = True
+            self.discarded[index] = 1.0  # for good, however short its past: eval mode and compression go by this
         self._note_retired()
 
     def forward(self, images: Tensor) -> Responses | Tensor:
@@ -174,11 +175,15 @@ def build(
 ) -> EpsilonResNet:
     """What `resless.models` calls for the name epsilon_resnet; see `create`."""
     check_epsilon(epsilon)
+    check(isinstance(side, bool), "side", side, "true or false")
+    check(isinstance(backbone, str), "backbone", backbone, "the name of a pre-activation ResNet")
+    check(options is None or isinstance(options, dict), "options", options, "options by name")
     if backbone == "epsilon_resnet":
         raise InputError("the backbone is epsilon_resnet, but must be a pre-activation ResNet such as preresnet110")
-    resnet = models.create(backbone, num_classes=num_classes, in_channels=in_channels, **(options or {}))
+    resnet = models.build(models.Spec(backbone, num_classes, in_channels, options or {}))
     if not isinstance(resnet, PreResNet):
         raise InputError(f"the backbone is {backbone}, but must be a pre-activation ResNet such as preresnet110")
-    if not all(hasattr(block, "residual") for block in resnet.blocks()):
+    # Not every dropped block leaves a shortcut behind to tell of it.
+    if models.spec_of(resnet).options["kept_blocks"] is not None:
         raise InputError(f"the backbone is {backbone} without some of its blocks, but all must be there to be gated")
     return EpsilonResNet(resnet, num_classes, epsilon, side)

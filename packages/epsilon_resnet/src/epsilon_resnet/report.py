@@ -18,16 +18,16 @@ from epsilon_resnet import method
 from epsilon_resnet.blocks import BlockRecord
 from epsilon_resnet.compress import blocks_of
 from epsilon_resnet.config import TrainConfig
-from epsilon_resnet.loading import BLOCKS
+from epsilon_resnet.loading import BLOCKS, NETWORK
 from epsilon_resnet.model import EpsilonResNet
 from epsilon_resnet.plot import draw
 
 
 class Story:
-    """The file blocks.json of a run: which block was discarded when, and the network, to read checkpoints with.
+    """The file blocks.json of a run, which says which block was discarded when; and network.json, written at once.
 
     Args:
-        run: the run that it is written for.
+        run: the run that they are written for.
         config: of the run.
         net: its network.
         data: the images that the network is for.
@@ -39,25 +39,29 @@ class Story:
             "epsilon": config.epsilon,
             "epsilon_start": config.epsilon_start,
             "stages": [len(stage) for stage in net.resnet.stages()],
-            "network": {
-                "model": asdict(models.spec_of(net)),
-                "preprocessing": data.preprocessing,
-                "image_shape": list(data.train.image_shape),
-            },
         }
+        network = {
+            "model": asdict(models.spec_of(net)),
+            "preprocessing": data.preprocessing,
+            "image_shape": list(data.train.image_shape),
+        }
+        self._write(NETWORK, network)
 
     def write(self, record: BlockRecord, schedule: method.AdaptiveSchedule) -> dict[str, Any]:
-        """Write the file anew; returns its content."""
+        """Write blocks.json anew; returns its content."""
         content = {
             **self._fixed,
             "retired": {str(block): epoch for block, epoch in record.retired.items()},
             "restarts": schedule.restarts,
             "epochs": record.history,
         }
+        self._write(BLOCKS, content)
+        return content
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._run.accelerator.is_main_process:
             with self._run.writing("the story of its blocks"):
-                write_text(self._run.folder / BLOCKS, json.dumps(content) + "\n")
-        return content
+                write_text(self._run.folder / name, json.dumps(content) + "\n")
 
 
 def finish(run: Run, net: EpsilonResNet, data: Pipeline, story: dict[str, Any], test: Evaluation) -> Path:

@@ -99,7 +99,8 @@ def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options:
         name: one of `names()`, or a ResNet of any other depth 6n+2 or 9n+2, such as resnet26.
         num_classes: number of logits.
         in_channels: C of the images.
-        **options: what the network's builder takes, see `resnet.resnet`, `lenet.lenet_300_100`, `lenet.lenet5`.
+        **options: what the network's builder takes, see `resnet.resnet`, `preresnet.preresnet`,
+            `lenet.lenet_300_100`, `lenet.lenet5`.
 
     Raises:
         InputError: unknown name or option, or a value out of range.
