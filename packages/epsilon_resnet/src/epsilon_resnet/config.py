@@ -36,9 +36,6 @@ class Optim(OptimConfig):
     restart_milestones: tuple[int, ...] = ()
     """The same once a block was lost: epochs counted from the one in which the last block was lost. None given: the
     learning rate never starts anew."""
-    restart_until: int | None = None
-    """Epochs after which a lost block does not make the learning rate start anew any more, so that a short run ends at
-    a low one; None: it always does."""
     factors: tuple[float, ...] = ()
     """What the learning rate is multiplied with after each milestone, all counted from its start; None given: powers of
     `gamma`."""
@@ -50,8 +47,6 @@ class Optim(OptimConfig):
         check(increasing, "--restart-milestones", steps, "increasing epochs")
         fits = not steps or len(steps) == len(self.milestones)
         check(fits, "--restart-milestones", steps, f"as many as --milestones, {len(self.milestones)}, or none")
-        until = self.restart_until
-        check(until is None or until >= 0, "--restart-until", until, "0 epochs or more")
         fits = not self.factors or len(self.factors) == len(self.milestones)
         check(fits, "--factors", self.factors, f"as many as --milestones, {len(self.milestones)}, or none")
         check(all(0 < factor <= 1 for factor in self.factors), "--factors", self.factors, "above 0 and at most 1 each")

@@ -16,7 +16,6 @@ Letters: N images, C channels, H x W pixels, K blocks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,12 +112,10 @@ class AdaptiveSchedule:
         base: the schedule until the first loss.
         restarted: the schedule from a loss on, whose epochs are counted from the one in which the block was lost;
             None never restarts.
-        until: epochs after which a loss does not restart it any more, so that a run of few epochs ends at a low rate.
     """
 
     base: Milestones
     restarted: Milestones | None = None
-    until: float = math.inf
     restarts: list[dict[str, Any]] = field(default_factory=list)
     """What happened: `epoch` (counted from 0) of each loss, and `blocks`, those discarded in it and not before."""
     discarded: list[int] = field(default_factory=list)
@@ -134,7 +131,7 @@ class AdaptiveSchedule:
         """Take note of the blocks discarded in an epoch; returns those for which the schedule starts anew, or none."""
         lost = [] if len(discarded) <= len(self.discarded) else sorted(set(discarded) - set(self.discarded))
         self.discarded = sorted(discarded)
-        if lost and self.restarted is not None and epoch < self.until:
+        if lost and self.restarted is not None:
             self.restarts.append({"epoch": epoch, "blocks": lost})
             return lost
         return []

@@ -116,9 +116,7 @@ def adaptive_schedule(config: Optim) -> method.AdaptiveSchedule:
     base = method.Milestones(config.rates, config.milestones)
     if not config.restart_milestones:
         return method.AdaptiveSchedule(base)
-    restarted = method.Milestones(config.rates, config.restart_milestones)
-    until = config.epochs if config.restart_until is None else config.restart_until
-    return method.AdaptiveSchedule(base, restarted, until)
+    return method.AdaptiveSchedule(base, method.Milestones(config.rates, config.restart_milestones))
 
 
 def accuracies(found: model.Responses, labels: torch.Tensor) -> dict[str, torch.Tensor]:
