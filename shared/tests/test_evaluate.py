@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from resless import cli, models, weights
 from resless.config import DataConfig, EvalConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.evaluate import Evaluation, average_buffers, evaluate, main
+from resless.evaluate import Evaluation, average_buffers, evaluate, evaluate_each, main
 from resless.run import accelerator
 from resless.testing import forked
 from torch import nn
@@ -73,6 +74,113 @@ def test_outputs_that_overflow_are_refused():
     broken = rows([[float("nan"), 0.0]], [1], batch_size=1)
     with pytest.raises(InputError, match="the loss on 1 images is not finite"):
         evaluate(nn.Identity(), broken, accelerator("no"))
+
+
+# --- several ways to run one model
+
+
+class TwoWays(nn.Module):
+    """Logits [n, 6], as they are or negated; a batch norm, and a dropout that would show training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(6), nn.Dropout(0.9)
+        self.frozen = nn.BatchNorm1d(6).eval()
+
+    def forward(self, logits: torch.Tensor, sign: float = 1.0) -> torch.Tensor:
+        return sign * self.dropout(self.frozen(self.norm(logits)))
+
+
+def ways(model: nn.Module) -> dict:
+    return {"plain": model, "negated": partial(model, sign=-1.0), 3: lambda logits: model(logits).exp()}
+
+
+def random_rows(count: int, batch_size: int) -> Rows:
+    torch.manual_seed(0)
+    return rows(torch.randn(count, 6).tolist(), torch.randint(6, (count,)).tolist(), batch_size)
+
+
+def test_each_way_is_evaluated_as_if_it_were_alone():
+    model, used, batches = TwoWays(), accelerator("no"), random_rows(23, batch_size=5)
+    found = evaluate_each(model, ways(model), batches, used)
+    assert list(found) == ["plain", "negated", 3]
+
+    class Alone(nn.Module):
+        def __init__(self, forward):
+            super().__init__()
+            self.inner, self.way = model, forward
+
+        def forward(self, images):
+            return self.way(images)
+
+    for name, forward in ways(model).items():
+        assert found[name] == evaluate(Alone(forward), batches, used)
+    assert len({result.top1 for result in found.values()}) > 1
+    assert found["plain"] == evaluate(model, batches, used)
+    assert found[3].top1 == found["plain"].top1
+    assert found[3].loss != found["plain"].loss
+
+
+def test_all_ways_share_one_pass_over_the_images():
+    passes, calls = [], []
+
+    class Counted(Rows):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    def counted(name):
+        return lambda images: (calls.append((name, len(images))), images)[1]
+
+    batches = Counted(random_rows(7, batch_size=3).batches, 7)
+    evaluate_each(nn.Identity(), {name: counted(name) for name in "ab"}, batches, accelerator("no"))
+    assert passes == [1]
+    assert calls == [("a", 3), ("b", 3), ("a", 3), ("b", 3), ("a", 1), ("b", 1)]
+
+
+def test_the_modes_of_all_modules_are_put_back():
+    model = TwoWays()  # in training mode, but for one norm
+    before = {name: module.training for name, module in model.named_modules()}
+    assert set(before.values()) == {True, False}
+    evaluate_each(model, ways(model), random_rows(6, batch_size=3), accelerator("no"))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_a_way_whose_outputs_overflow_is_refused():
+    model = nn.Identity()
+    broken = {"good": model, "bad": lambda logits: logits * float("inf")}
+    with pytest.raises(InputError, match="the loss on 4 images is not finite"):
+        evaluate_each(model, broken, random_rows(4, batch_size=2), accelerator("no"))
+
+
+def test_an_image_that_is_missing_is_an_error_for_each_way():
+    batches = Rows(random_rows(4, batch_size=2).batches, 5)
+    with pytest.raises(RuntimeError, match="evaluated 4 images, but the data set has 5"):
+        evaluate_each(nn.Identity(), {0: nn.Identity(), 1: nn.Identity()}, batches, accelerator("no"))
+
+
+def test_two_processes_evaluate_each_way_as_one_does(tmp_path):
+    torch.manual_seed(0)
+    model = models.create("lenet_300_100", in_channels=1, image_size=8)
+
+    def task() -> None:
+        used = accelerator("no")
+        data = Pipeline(DataConfig(), seed=0, shards=Shards.of(used, channels_last=False))
+        batches = data.evaluation(data.test, batch_size=50, indices=torch.arange(101))
+        forwards = {"plain": model, "flipped": lambda images: model(images.flip(-1))}
+        found = evaluate_each(model, forwards, batches, used)
+        plain = {name: asdict(result) for name, result in found.items()}
+        (tmp_path / f"{used.num_processes}-{used.process_index}").write_text(json.dumps(plain))
+
+    succeeds(task, 1)
+    succeeds(task, 2)
+    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    for name in ("plain", "flipped"):
+        assert first[name] == pytest.approx(one[name], rel=1e-6)
+        assert first[name]["images"] == 101
+    assert first["plain"]["loss"] != first["flipped"]["loss"]
 
 
 def succeeds(task, processes: int) -> None:

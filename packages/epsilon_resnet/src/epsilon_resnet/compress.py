@@ -34,6 +34,8 @@ class Block:
     """Moving average of the indicator that it was discarded, 0..1."""
     size: float
     """Of its weights, as a part of that at initialisation, see `method.relative_size`."""
+    retired: bool
+    """Whether training called it gone, by its own bound, and stopped computing it."""
 
     @property
     def is_discarded(self) -> bool:
@@ -41,18 +43,16 @@ class Block:
         return method.mostly(self.discarded)
 
     def is_gone(self, weight_bound: float) -> bool:
-        """Whether it was discarded in all of the last steps, and its weights have decayed."""
-        return self.discarded >= method.DISCARDED and self.size < weight_bound
+        """Whether training says so, or it was discarded in all of the last steps, and its weights have decayed."""
+        return self.retired or (self.discarded >= method.DISCARDED and self.size < weight_bound)
 
 
 def blocks_of(model: EpsilonResNet) -> list[Block]:
     """What is known of each block."""
-    stages = [stage for stage, layer in enumerate(model.resnet.stages(), 1) for _ in layer]
+    stages = (stage for stage, layer in enumerate(model.resnet.stages(), 1) for _ in layer)
     sizes = method.relative_sizes(model.resnet.blocks())
-    return [
-        Block(index, stage, average, size)
-        for index, (stage, average, size) in enumerate(zip(stages, model.discarded.tolist(), sizes, strict=True))
-    ]
+    columns = (stages, model.discarded.tolist(), sizes, model.retired.tolist())
+    return [Block(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
 
 
 def compress(model: nn.Module, *, weight_bound: float = WEIGHT_BOUND, force: bool = False) -> nn.Module:
@@ -148,6 +148,8 @@ def main(config: CompressConfig) -> None:
 
 def why(block: Block, weight_bound: float) -> str:
     """Why a block was dropped."""
+    if block.retired:
+        return "discarded: training stopped computing it"
     if block.is_gone(weight_bound):
         return f"discarded in all of the last steps, weights under {100 * weight_bound:g} % of their initial size"
     return "discarded, but not decayed: dropped with --force"

@@ -80,6 +80,9 @@ class TrainConfig:
     """A block is discarded where none of its responses to a batch reaches this value; 0 discards none."""
     epsilon_start: int = 0
     """Epochs to be done before blocks can be discarded; the authors' last version waits for 150."""
+    epsilon_stop: int | None = None
+    """Epochs after which no more block is discarded: those that are stay so for good, the others run, so that a short
+    run can settle; the paper's runs go on until no block is lost for long. None: never."""
     side_weight: float = 0.1
     """Weight in the loss of the side head at half depth; 0 leaves the side head out."""
     retire_after: int = 5
@@ -104,9 +107,17 @@ class TrainConfig:
         check(self.depth is None or self.depth in IMAGENET_DEPTHS, "-d", self.depth, f"{allowed} (for CIFAR, give -n)")
         check_epsilon(self.epsilon)
         check(self.epsilon_start >= 0, "--epsilon-start", self.epsilon_start, "0 epochs or more")
+        stop = self.epsilon_stop
+        allowed = f"more than --epsilon-start, {self.epsilon_start}"
+        check(stop is None or stop > self.epsilon_start, "--epsilon-stop", stop, allowed)
         check(0 <= self.side_weight < math.inf, "--side-weight", self.side_weight, "0 or more, and finite")
         check(self.retire_after >= 0, "--retire-after", self.retire_after, "0 (never) or more epochs")
         check(0 < self.weight_bound < 1, "--weight-bound", self.weight_bound, "above 0 and below 1")
+
+    def epsilon_in(self, epoch: int) -> float:
+        """ε during an epoch, counted from 0: it acts from `epsilon_start` to `epsilon_stop`."""
+        acts = epoch >= self.epsilon_start and (self.epsilon_stop is None or epoch < self.epsilon_stop)
+        return self.epsilon if acts else 0.0
 
     @property
     def backbone(self) -> str:

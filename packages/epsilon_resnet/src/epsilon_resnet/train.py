@@ -33,7 +33,8 @@ def train(config: TrainConfig) -> Path:
     """
     label = f"epsilon-{config.backbone}-{config.data.dataset}-{config.epsilon:g}"
     # A retired block gets no gradient.
-    with Run(config, "epsilon-resnet-train", label, unused_parameters=config.retire_after > 0) as run:
+    some_retire = config.retire_after > 0 or config.epsilon_stop is not None
+    with Run(config, "epsilon-resnet-train", label, unused_parameters=some_retire) as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
@@ -47,7 +48,7 @@ def train(config: TrainConfig) -> Path:
 
         for epoch in run.epochs(config.optim.epochs):
             optim.set_learning_rate(optimizer, schedule.learning_rate(epoch))
-            net.epsilon = config.epsilon if epoch >= config.epsilon_start else 0.0
+            net.epsilon = config.epsilon_in(epoch)
             gated.train()
             for images, labels in run.steps(batches):
                 found = gated(images)
@@ -63,12 +64,10 @@ def train(config: TrainConfig) -> Path:
             anew = ", the learning rate starts anew" if schedule.update(epoch, discarded) else ""
             if new:
                 run.say(f"epoch {epoch + 1}: {blocks_named(new)} discarded{anew}")
-            if config.retire_after:
-                gone = record.gone(config.weight_bound, config.retire_after)
-                if gone := [index for index in gone if index not in record.retired]:
-                    net.retire(gone)
-                    record.retire(gone)
-                    run.say(f"epoch {epoch + 1}: {blocks_named(gone)} gone for good, not computed any more")
+            if gone := leaving(config, record, discarded, epoch):
+                net.retire(gone)
+                record.retire(gone)
+                run.say(f"epoch {epoch + 1}: {blocks_named(gone)} gone for good, not computed any more")
             run.log(discarded_blocks=len(discarded), retired_blocks=len(record.retired))
             story.write(record, schedule)
             check_some_left(discarded, net.num_blocks, epoch, config)
@@ -79,7 +78,7 @@ def train(config: TrainConfig) -> Path:
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate(gated, test_images, run.accelerator)
         folder = finish(run, net, data, story.write(record, schedule), test)
-        if record.history and record.gone(config.weight_bound):
+        if record.retired or record.gone(config.weight_bound):
             run.say(f"next: epsilon-resnet-compress --model {run.folder}")
     return folder
 
@@ -124,6 +123,14 @@ def accuracies(found: model.Responses, labels: torch.Tensor) -> dict[str, torch.
     heads = {"accuracy": found.logits, "side_accuracy": found.side_logits}
     right = {name: logits.argmax(dim=1) == labels for name, logits in heads.items() if logits is not None}
     return {name: hits.float().mean() for name, hits in right.items()}
+
+
+def leaving(config: TrainConfig, record: BlockRecord, discarded: Sequence[int], epoch: int) -> list[int]:
+    """The blocks that training stops computing now: those that have decayed; at `--epsilon-stop` all discarded ones."""
+    gone = record.gone(config.weight_bound, config.retire_after) if config.retire_after else []
+    if epoch + 1 == config.epsilon_stop:
+        gone = sorted({*gone, *discarded})
+    return [index for index in gone if index not in record.retired]
 
 
 def check_some_left(discarded: Sequence[int], num_blocks: int, epoch: int, config: TrainConfig) -> None:
