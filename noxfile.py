@@ -34,6 +34,9 @@ DEMO = [
     "epsilon-resnet-train --recipe smoke --run-dir runs/demo/epsilon",
     "epsilon-resnet-compress --model runs/demo/epsilon",
     "epsilon-resnet-eval --model runs/demo/epsilon/compressed",
+    "adn-train --recipe smoke --run-dir runs/demo/adn",
+    "adn-eval --model runs/demo/adn/model --repeats 10",
+    "adn-extract --model runs/demo/adn/model --skip-cfg True True True --output runs/demo/adn-base",
 ]
 
 BENCHMARKS = [
@@ -74,7 +77,7 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Every method on real images in two minutes, into a fresh runs/demo."""
+    """Every method on real images in three minutes, into a fresh runs/demo."""
     install(session, PAPERS)
     shutil.rmtree(ROOT / "runs" / "demo", ignore_errors=True)
     for command in DEMO:

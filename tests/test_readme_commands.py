@@ -7,20 +7,23 @@ import shlex
 from pathlib import Path
 
 import pytest
+from adn import config as adn_configs
+from adn import recipes as adn_recipes
+from adn.cli import authors_arguments as adn_arguments
 from blockdrop import config as blockdrop_configs
 from blockdrop import recipes as blockdrop_recipes
 from deephoyer import config as deephoyer_configs
 from deephoyer import recipes as deephoyer_recipes
 from epsilon_resnet import config as epsilon_configs
 from epsilon_resnet import recipes as epsilon_recipes
-from epsilon_resnet.cli import authors_arguments
+from epsilon_resnet.cli import authors_arguments as epsilon_arguments
 from resless import config, recipes
 from resless.cli import parse
 
 ROOT = Path(__file__).parents[1]
 READMES = [
     *(ROOT / "README.md", ROOT / "shared" / "README.md"),
-    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet")),
+    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
 ]
 SCRIPTS = {
     "resless-train": (config.TrainConfig, recipes.TRAIN),
@@ -36,7 +39,16 @@ SCRIPTS = {
     "epsilon-resnet-train": (epsilon_configs.TrainConfig, epsilon_recipes.TRAIN),
     "epsilon-resnet-compress": (epsilon_configs.CompressConfig, {}),
     "epsilon-resnet-eval": (epsilon_configs.EvalConfig, {}),
+    "adn-train": (adn_configs.TrainConfig, adn_recipes.TRAIN),
+    "adn-eval": (adn_configs.EvalConfig, {}),
+    "adn-extract": (adn_configs.ExtractConfig, {}),
 }
+TRANSLATIONS = {
+    "epsilon-resnet-train": epsilon_arguments,
+    "epsilon-resnet-eval": lambda args: epsilon_arguments(args, recipe=False),
+    "adn-train": adn_arguments,
+}
+"""What a script does to its arguments before it parses them."""
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -59,6 +71,5 @@ def test_the_readme_files_show_every_script() -> None:
 @pytest.mark.parametrize(("script", "args"), commands(), ids=lambda value: value if isinstance(value, str) else None)
 def test_the_command_is_taken(script: str, args: list[str]) -> None:
     config_type, known_recipes = SCRIPTS[script]
-    if script.startswith("epsilon-resnet"):
-        args = authors_arguments(args, recipe=script == "epsilon-resnet-train")
+    args = TRANSLATIONS.get(script, list)(args)
     assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)

@@ -1,0 +1,199 @@
+"""Accuracy, cost and latency of the configurations of a network: the end of a run, and what `adn-eval` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless import costs, latency, weights
+from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.errors import InputError
+from resless.evaluate import Evaluation, evaluate_each
+from resless.files import write_text
+from resless.report import table
+from resless.run import Run
+from resless.run import accelerator as new_accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from adn.config import EvalConfig
+from adn.extract import extract
+from adn.model import AdaptiveNet, Skip, create, load_original
+from adn.plot import draw
+
+
+def letters(skip: Sequence[bool]) -> str:
+    """A configuration as the paper writes it: T for a stage that skips, F for one that does not."""
+    return "".join("T" if flag else "F" for flag in skip)
+
+
+def flags(name: str) -> Skip:
+    """The configuration of these letters."""
+    return tuple(letter == "T" for letter in name)
+
+
+def described(net: nn.Module, found: Mapping[str, Evaluation], example: Tensor) -> dict[str, dict[str, Any]]:
+    """Accuracy and cost of configurations, by their letters: JSON values."""
+    result = {}
+    for name, evaluation in found.items():
+        plain = extract(net, flags(name)) if isinstance(net, AdaptiveNet) else net
+        macs, parameters = costs.macs(plain, example.to(device_of(plain))), costs.count_parameters(plain)
+        result[name] = {**asdict(evaluation), "macs": macs, "parameters": parameters}
+    for name in pareto(result, "macs"):
+        result[name]["pareto"] = True
+    return result
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network is."""
+    return next(net.parameters()).device
+
+
+def pareto(configurations: Mapping[str, Mapping[str, Any]], cost: str) -> list[str]:
+    """Those than which no other is both cheaper and as accurate, the cheapest first."""
+    best, chosen = -1.0, list[str]()
+    for name, found in sorted(configurations.items(), key=lambda item: (item[1][cost], -item[1]["top1"])):
+        if found["top1"] > best:
+            best, chosen = found["top1"], [*chosen, name]
+    return chosen
+
+
+def show(configurations: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Print one row a configuration."""
+    rows = [
+        [
+            name,
+            f"{100 * found['top1']:.2f}",
+            f"{100 * found['top5']:.2f}",
+            f"{found['loss']:.4f}",
+            f"{found['macs']:,}",
+            f"{found['parameters']:,}",
+            *(f"{time['median_ms']:.3f}" for time in found.get("latency", ())),
+            "yes" if found.get("pareto") else "",
+        ]
+        for name, found in configurations.items()
+    ]
+    first = next(iter(configurations.values()))
+    timed = [f"batch {time['batch_size']}, ms" for time in first.get("latency", ())]
+    columns = ["skips", "top-1 %", "top-5 %", "loss", "MACs", "parameters", *timed, "none better is cheaper"]
+    table(title, columns, rows)
+
+
+def report(run: Run, net: nn.Module, data: Pipeline, found: Mapping[str, Evaluation]) -> Path:
+    """Write what a run ends with; returns its model folder."""
+    configurations = described(net, found, data.example)
+    first = next(iter(found.values()))
+    description = (
+        "One network of several depths (ADN): `model(images, skip=(False, True, ...))`, a flag for each stage; the "
+        "accuracy and the MACs below are those with nothing skipped."
+    )
+    folder = run.finish(
+        net,
+        metrics={**asdict(first), "configurations": configurations},
+        preprocessing=data.preprocessing,
+        example=data.example,
+        description=description if isinstance(net, AdaptiveNet) else "",
+    )
+    if run.accelerator.is_main_process:
+        with run.writing("pictures"):
+            draw(configurations, run.folder / "configurations.png")
+        show(configurations, "test images")
+    return folder
+
+
+def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """What `adn-eval` does: print, draw and write the configurations of a network; returns the JSON values."""
+    accelerator = new_accelerator(config.mixed_precision)
+    folder = config.weights is None
+    preprocessing = weights.read_config(config.model)["preprocessing"] if folder else {}
+    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), preprocessing)
+    images = data.train if config.split == "train" else data.test
+    net = loaded(config, images.num_classes, images.image_shape)
+    check_fit(net, images)
+    net.check_size(*images.image_shape[-2:])
+    wanted = net.configurations() if config.skip_cfg is None else [net.check_skip(config.skip_cfg)]
+    net = net.to(accelerator.device)
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+        net.relink()
+    batches, found = data.evaluation(images, config.batch_size), dict[str, Evaluation]()
+    if config.recalibrate_bn:
+        for skip in wanted:  # configurations share norms, each is to have statistics of its own: a copy
+            plain = extract(net, skip)
+            recalibrate(plain, data, config)
+            found |= evaluate_each(plain, {letters(skip): plain}, batches, accelerator)
+    else:
+        found = evaluate_each(net, {letters(skip): partial(net, skip=skip) for skip in wanted}, batches, accelerator)
+    configurations = described(net, found, torch.zeros(1, *images.image_shape))
+    if accelerator.is_main_process:
+        if config.repeats:
+            add_latency(net, configurations, images.image_shape, config)
+        show(configurations, f"{config.weights or config.model}, {first_images(found)} {config.split} images")
+        if config.output is not None:
+            write_text(Path(config.output), json.dumps(configurations, indent=1) + "\n")
+            print(f"wrote {config.output}")
+        if config.plot is not None:
+            draw(configurations, Path(config.plot))
+            print(f"wrote {config.plot}")
+    return configurations
+
+
+def loaded(config: EvalConfig, num_classes: int, image_shape: Sequence[int]) -> AdaptiveNet:
+    """The network of a model folder, or of the authors' checkpoint for the network that `--model` names.
+
+    Raises:
+        InputError: there is no such network, or it is another kind.
+    """
+    if config.weights is None:
+        net = weights.from_pretrained(config.model)
+        if not isinstance(net, AdaptiveNet):
+            kind = type(net).__name__
+            raise InputError(f"{config.model} holds a {kind}, which has one depth: evaluate it with resless-eval")
+        return net
+    options: dict[str, Any] = {"image_size": image_shape[-1]} if config.model.startswith("vit_") else {}
+    adaptive = create(config.model, num_classes=num_classes, in_channels=image_shape[0], **options)
+    load_original(adaptive, config.weights, ema=config.ema)
+    return adaptive.eval()
+
+
+def recalibrate(net: nn.Module, data: Pipeline, config: EvalConfig) -> None:
+    """Compute the statistics of a network's batch norms anew, from training images as they are evaluated."""
+    kept = data.split[0]
+    # Drawn: the first ones may all be of one class.
+    drawn = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[: config.recalibrate_bn]
+    update_bn(data.evaluation(data.train, config.batch_size, kept[drawn]), net)
+
+
+def add_latency(
+    net: AdaptiveNet, configurations: dict[str, dict[str, Any]], image_shape: Sequence[int], config: EvalConfig
+) -> None:
+    """Time the plain network of every configuration, interleaved, and write what came out beside its accuracy."""
+    networks = {name: extract(net, flags(name)) for name in configurations}
+    for found in configurations.values():
+        found["latency"] = []
+    for batch_size in config.latency_batches:
+        images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        images = images.to(device_of(net), memory_format=layout)
+        timings = latency.compare(networks, images, repeats=config.repeats)
+        for name, timing in timings.items():
+            times = {"median_ms": timing.median_ms, "q25_ms": timing.q25_ms, "q75_ms": timing.q75_ms}
+            configurations[name]["latency"].append(
+                {**times, "batch_size": batch_size, "environment": timing.environment}
+            )
+
+
+def first_images(found: Mapping[str, Evaluation]) -> str:
+    """How many images were evaluated, for a title."""
+    return f"{next(iter(found.values())).images:,}"
+
+
+if __name__ == "__main__":
+    from adn.cli import evaluate as script
+
+    script()

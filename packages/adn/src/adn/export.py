@@ -1,0 +1,101 @@
+"""The plain network of one configuration as a model folder, and as an ONNX file: `adn-extract`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless import costs, latency, weights
+from resless.errors import InputError
+from resless.report import table
+from torch import Tensor, nn
+
+from adn.config import ExtractConfig
+from adn.evaluate import letters
+from adn.extract import extract
+from adn.model import AdaptiveNet
+
+
+def main(config: ExtractConfig) -> nn.Module:
+    """Write the plain network, compare sizes, and time it against the one with nothing skipped.
+
+    Raises:
+        InputError: no network of adaptive depth, flags that do not fit it, an output folder that exists.
+    """
+    output = Path(config.output)
+    if config.onnx is not None:
+        check_onnx()
+    weights.check_target(output, config.overwrite)
+    net, described = weights.from_pretrained(config.model), weights.read_config(config.model)
+    if not isinstance(net, AdaptiveNet):
+        raise InputError(
+            f"{config.model} holds a {type(net).__name__}, which has one depth: nothing is to be extracted"
+        )
+    name = letters(net.check_skip(config.skip_cfg))
+    small, shape = extract(net, config.skip_cfg), described["costs"].get("image_shape")
+    if shape is None:
+        raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
+    example = torch.zeros(1, *shape)
+    known = described["metrics"].get("configurations", {}).get(name, {})
+    weights.save_pretrained(
+        small,
+        output,
+        preprocessing=described["preprocessing"],
+        metrics={key: known[key] for key in ("top1", "top5", "loss", "images") if key in known},
+        description=f"The plain network of the configuration {name} of a network of several depths (ADN).",
+        example=example,
+        overwrite=config.overwrite,
+    )
+    if config.onnx is not None:
+        export_onnx(small, example, Path(config.onnx))
+        print(f"wrote {config.onnx}")
+    full = extract(net, net.super_skip)
+    _print_sizes({"nothing skipped": full, name: small}, {"nothing skipped": net, name: small}, output, example)
+    if config.repeats:
+        _print_latency({"nothing skipped": full, name: small}, example, config)
+    return small
+
+
+def check_onnx() -> None:
+    """Raise InputError where the packages that `export_onnx` needs are not installed."""
+    if any(find_spec(name) is None for name in ("onnx", "onnxscript")):
+        raise InputError("--onnx needs the packages onnx and onnxscript: pip install onnx onnxscript")
+
+
+def export_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
+    """Write an ONNX file of any batch size."""
+    batch: Any = torch.export.Dim("batch")
+    torch.onnx.export(
+        net, (example.repeat(2, 1, 1, 1),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+
+
+def _print_sizes(networks: dict[str, nn.Module], stored: dict[str, nn.Module], output: Path, example: Tensor) -> None:
+    rows = [
+        [name, f"{costs.count_parameters(stored[name]):,}", f"{costs.macs(network, example):,}"]
+        for name, network in networks.items()
+    ]
+    table(f"wrote {output}", ["skips", "parameters", "MACs"], rows)
+
+
+def _print_latency(networks: dict[str, nn.Module], example: Tensor, config: ExtractConfig) -> None:
+    full, small = networks.values()
+    ideal, rows = costs.macs(full, example) / costs.macs(small, example), []
+    for batch_size in (1, config.batch_size):
+        images = torch.randn(batch_size, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+        before, after = latency.compare(networks, images, repeats=config.repeats).values()
+        faster = latency.speedup(before, after)
+        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
+        rows.append(
+            [f"batch {batch_size}", f"{before.median_ms:.3f}", f"{after.median_ms:.3f}", spread, f"{ideal:.2f}"]
+        )
+    title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
+    table(title, ["batch", "nothing skipped, ms", "this, ms", "speed-up, median (quartiles)", "by MACs"], rows)
+
+
+if __name__ == "__main__":
+    from adn.cli import extract as script
+
+    script()
