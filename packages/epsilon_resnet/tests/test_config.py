@@ -400,3 +400,11 @@ def test_epsilon_acts_from_its_start_to_its_stop() -> None:
     assert [config.epsilon_in(epoch) for epoch in range(5)] == [0, 2, 2, 0, 0]
     assert [TrainConfig(n=1, epsilon=2.0).epsilon_in(epoch) for epoch in (0, 999)] == [2, 2]
     refused(TrainConfig, n=1, epsilon_start=3, epsilon_stop=3, match="^--epsilon-stop is 3, but must be more than")
+
+
+def test_two_data_sets_of_the_authors_are_refused() -> None:
+    refused(
+        cli.authors_arguments,
+        ["--cifar10", "--cifar100"],
+        match="the data set is '--cifar10 --cifar100', but must be one",
+    )

@@ -721,7 +721,7 @@ def test_outputs_that_are_not_finite_end_the_training_in_one_sentence(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pretrained": "PLANTED", "n": 3}, "does not match the network: it lacks layers.0.2"),
+        ({"pretrained": "PLANTED", "n": 3}, "--pretrained must be a plain preresnet20 of this .* it lacks layers.0.2"),
         ({"pretrained": "PLANTED", "n": 1}, r"does not match the network: it has layers.0.1.bn1.bias.*unknown to the"),
         ({"pretrained": "TRAINED"}, "does not match the network"),
         ({"pretrained": "nowhere"}, "there is no file nowhere"),

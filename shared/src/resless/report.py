@@ -28,7 +28,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     console = Console()
     if not console.is_terminal:  # a log keeps the whole table: lines are not cut to 80 columns
         console = Console(width=200)
-    console.print(title, style="italic", markup=False, highlight=False)  # as a part of the table it would be wrapped
+    # As a part of the table it would be wrapped.
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     console.print(result)
 
 

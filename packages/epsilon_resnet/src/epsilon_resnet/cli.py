@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from resless.cli import main, parse
+from resless.errors import check
 
 from epsilon_resnet import config as configs
 from epsilon_resnet import recipes
@@ -71,6 +72,8 @@ def authors_arguments(args: Sequence[str], *, recipe: bool = True) -> list[str]:
     devices a run takes is Accelerate's to say. A recipe or data set that is named has precedence.
     """
     theirs, rest = _parsed(args, "--data", "--gpu", flags=DATASETS)
+    several = [f"--{flag}" for flag in DATASETS if f"--{flag}" in args]
+    check(len(several) < 2, "the data set", " ".join(several), "one of them")
     own, others = _parsed(rest, "-n --n", "-d --depth", "--recipe", "--dataset")
     words = [*_words("--data-dir", theirs.data), *rest]
     if not recipe or own.recipe is not None or own.dataset is not None:

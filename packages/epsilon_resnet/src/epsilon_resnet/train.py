@@ -94,7 +94,10 @@ def gated_network(config: TrainConfig, data: Pipeline) -> model.EpsilonResNet:
         **config.backbone_options,
     )
     if config.pretrained is not None:
-        weights.load(net.resnet, config.pretrained)
+        try:
+            weights.load(net.resnet, config.pretrained)
+        except InputError as error:
+            raise InputError(f"--pretrained must be a plain {config.backbone} of this package: {error}") from error
     return net
 
 
