@@ -94,8 +94,9 @@ def gated_network(config: TrainConfig, data: Pipeline) -> model.EpsilonResNet:
         **config.backbone_options,
     )
     if config.pretrained is not None:
+        state = weights.unwrapped(weights.read_checkpoint(config.pretrained), config.pretrained)
         try:
-            weights.load(net.resnet, config.pretrained)
+            weights.load_state(net.resnet, state, config.pretrained)
         except InputError as error:
             raise InputError(f"--pretrained must be a plain {config.backbone} of this package: {error}") from error
     return net
