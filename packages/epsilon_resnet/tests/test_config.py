@@ -53,7 +53,7 @@ def parsed_eval(command: str) -> EvalConfig:
     return parse(EvalConfig, {}, prog="epsilon-resnet-eval", description="", args=args)
 
 
-def refused(function: Any, *args: Any, match: str, **options: Any) -> None:
+def assert_refused(function: Any, *args: Any, match: str, **options: Any) -> None:
     with pytest.raises(InputError, match=match) as error:
         function(*args, **options)
     assert "\n" not in str(error.value)
@@ -196,25 +196,25 @@ def test_depths_are_imagenets_networks(depth: int) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"n": 18, "depth": 101}])
 def test_either_n_or_depth_is_needed(given: dict[str, int]) -> None:
-    refused(TrainConfig, match="^give either -n, .* CIFAR .*, or -d, .* ImageNet", **given)
+    assert_refused(TrainConfig, match="^give either -n, .* CIFAR .*, or -d, .* ImageNet", **given)
 
 
 @pytest.mark.parametrize("n", [0, -1, MAX_N + 1, 10**6])
 def test_n_out_of_range_is_refused(n: int) -> None:
-    refused(TrainConfig, n=n, match=f"^-n is {n}, but must be from 1 to 1666 blocks a stage$")
+    assert_refused(TrainConfig, n=n, match=f"^-n is {n}, but must be from 1 to 1666 blocks a stage$")
 
 
 @pytest.mark.parametrize("depth", [0, 20, 100, 110, 200, -18])
 def test_another_depth_is_told_which_there_are(depth: int) -> None:
     match = rf"^-d is {depth}, but must be one of 18, 34, 50, 101, 152 \(for CIFAR, give -n\)$"
-    refused(TrainConfig, depth=depth, match=match)
+    assert_refused(TrainConfig, depth=depth, match=match)
 
 
 @pytest.mark.parametrize("epsilon", [-1e-9, -2.5, math.nan, math.inf, -math.inf, True, False, "2.5", None, [2.5]])
 def test_bad_epsilons_are_refused(epsilon: Any) -> None:
     match = r"^--epsilon is .*, but must be 0 \(no block is discarded\) or more, and finite$"
-    refused(TrainConfig, n=3, epsilon=epsilon, match=match)
-    refused(check_epsilon, epsilon, match=match)
+    assert_refused(TrainConfig, n=3, epsilon=epsilon, match=match)
+    assert_refused(check_epsilon, epsilon, match=match)
 
 
 @pytest.mark.parametrize("epsilon", [0, 0.0, 1, 2.5, 1e30])
@@ -237,7 +237,7 @@ def test_good_epsilons_are_taken(epsilon: float) -> None:
     ],
 )
 def test_bad_values_of_a_training_are_refused(given: dict[str, Any], match: str) -> None:
-    refused(TrainConfig, n=3, match=match, **given)
+    assert_refused(TrainConfig, n=3, match=match, **given)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_bad_values_of_a_training_are_refused(given: dict[str, Any], match: str)
     ],
 )
 def test_bad_values_of_a_schedule_are_refused(given: dict[str, Any], match: str) -> None:
-    refused(Optim, match=match, **given)
+    assert_refused(Optim, match=match, **given)
 
 
 def test_rates_are_factors_of_the_first_or_powers_of_gamma() -> None:
@@ -309,7 +309,7 @@ def test_bad_values_of_the_other_commands_are_refused(
     config: type, given: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(config, "x", match=match, **given)
+    assert_refused(config, "x", match=match, **given)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_bad_values_of_the_other_commands_are_refused(
     ],
 )
 def test_bad_values_are_refused_while_parsing(command: str, match: str) -> None:
-    refused(parsed, command, match=match)
+    assert_refused(parsed, command, match=match)
 
 
 # --- recipes
@@ -399,11 +399,13 @@ def test_epsilon_acts_from_its_start_to_its_stop() -> None:
     config = TrainConfig(n=1, epsilon=2.0, epsilon_start=1, epsilon_stop=3)
     assert [config.epsilon_in(epoch) for epoch in range(5)] == [0, 2, 2, 0, 0]
     assert [TrainConfig(n=1, epsilon=2.0).epsilon_in(epoch) for epoch in (0, 999)] == [2, 2]
-    refused(TrainConfig, n=1, epsilon_start=3, epsilon_stop=3, match="^--epsilon-stop is 3, but must be more than")
+    assert_refused(
+        TrainConfig, n=1, epsilon_start=3, epsilon_stop=3, match="^--epsilon-stop is 3, but must be more than"
+    )
 
 
 def test_two_data_sets_of_the_authors_are_refused() -> None:
-    refused(
+    assert_refused(
         cli.authors_arguments,
         ["--cifar10", "--cifar100"],
         match="the data set is '--cifar10 --cifar100', but must be one",

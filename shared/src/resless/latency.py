@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from resless import costs
 from resless.environment import device_name
 from resless.errors import check
+from resless.report import table
 
 MIN_MEASUREMENT_MS = 5.0
 """Faster calls are repeated within one measurement until it takes this long, so that the clock's own cost vanishes."""
@@ -107,6 +109,30 @@ def speedup(baseline: Timing, model: Timing) -> Speedup:
     ratios = [slow / fast for slow, fast in zip(baseline.times_ms, model.times_ms, strict=True)]
     q25, q75 = _quartiles(ratios)
     return Speedup(statistics.median(ratios), q25, q75)
+
+
+def show(
+    networks: Mapping[str, nn.Module], image_shape: Sequence[int], batch_sizes: Sequence[int], repeats: int
+) -> None:
+    """Time two networks at some batch sizes, and print how many times faster the second is, beside what its MACs say.
+
+    Args:
+        networks: the larger, then the smaller one, by name.
+        image_shape: (C, H, W) of the random images that they get.
+        batch_sizes: images in a batch.
+        repeats: as of `compare`.
+    """
+    images = torch.randn(max(batch_sizes), *image_shape, generator=torch.Generator().manual_seed(0))
+    large, small = (costs.macs(network, images[:1]) for network in networks.values())
+    rows = []
+    for batch_size in batch_sizes:
+        before, after = compare(networks, images[:batch_size], repeats=repeats).values()
+        faster = speedup(before, after)
+        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
+        times = f"{before.median_ms:.3f}", f"{after.median_ms:.3f}"
+        rows.append([f"batch {batch_size}", *times, spread, f"{large / small:.2f}"])
+    title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
+    table(title, ["batch", *(f"{name}, ms" for name in networks), "speed-up, median (quartiles)", "by MACs"], rows)
 
 
 def environment(inputs: Tensor) -> dict[str, Any]:

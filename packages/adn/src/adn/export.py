@@ -54,7 +54,7 @@ def main(config: ExtractConfig) -> nn.Module:
     full = extract(net, net.super_skip)
     _print_sizes({"nothing skipped": full, name: small}, {"nothing skipped": net, name: small}, output, example)
     if config.repeats:
-        _print_latency({"nothing skipped": full, name: small}, example, config)
+        latency.show({"nothing skipped": full, name: small}, shape, (1, config.batch_size), config.repeats)
     return small
 
 
@@ -78,21 +78,6 @@ def _print_sizes(networks: dict[str, nn.Module], stored: dict[str, nn.Module], o
         for name, network in networks.items()
     ]
     table(f"wrote {output}", ["skips", "parameters", "MACs"], rows)
-
-
-def _print_latency(networks: dict[str, nn.Module], example: Tensor, config: ExtractConfig) -> None:
-    full, small = networks.values()
-    ideal, rows = costs.macs(full, example) / costs.macs(small, example), []
-    for batch_size in (1, config.batch_size):
-        images = torch.randn(batch_size, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-        before, after = latency.compare(networks, images, repeats=config.repeats).values()
-        faster = latency.speedup(before, after)
-        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
-        rows.append(
-            [f"batch {batch_size}", f"{before.median_ms:.3f}", f"{after.median_ms:.3f}", spread, f"{ideal:.2f}"]
-        )
-    title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
-    table(title, ["batch", "nothing skipped, ms", "this, ms", "speed-up, median (quartiles)", "by MACs"], rows)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def main(config: CompactConfig) -> nn.Module:
     ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
     if config.repeats:
-        _print_latency(networks, images, config)
+        latency.show(networks, shape, (1, config.batch_size), config.repeats)
     return small
 
 
@@ -207,18 +207,6 @@ def structure(model: nn.Module) -> str:
     filters = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
     inputs = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
     return "-".join(str(width) for width in filters + inputs)
-
-
-def _print_latency(networks: dict[str, nn.Module], images: Tensor, config: CompactConfig) -> None:
-    rows = []
-    for batch in (images[:1], images):
-        timings = latency.compare(networks, batch, repeats=config.repeats)
-        dense, small = timings["as given"], timings["compacted"]
-        faster = latency.speedup(dense, small)
-        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
-        rows.append([f"batch {len(batch)}", f"{dense.median_ms:.3f}", f"{small.median_ms:.3f}", spread])
-    title = f"latency, {dense.environment['device']}, {dense.environment['threads']} threads, float32"
-    table(title, ["batch", "as given, ms", "compacted, ms", "speed-up, median (quartiles)"], rows)
 
 
 if __name__ == "__main__":

@@ -141,9 +141,10 @@ def main(config: CompressConfig) -> None:
         example=example,
         overwrite=config.overwrite,
     )
-    _print_sizes({"all blocks": without(model, []), "compressed": small}, output, example)
+    networks = {"all blocks": without(model, []), "compressed": small}
+    _print_sizes(networks, output, example)
     if config.repeats:
-        _print_latency({"all blocks": without(model, []), "compressed": small}, example, config)
+        latency.show(networks, known["image_shape"], (1, config.batch_size), config.repeats)
 
 
 def why(block: Block, weight_bound: float) -> str:
@@ -185,23 +186,6 @@ def _print_sizes(networks: dict[str, nn.Module], output: Path, example: Tensor) 
 
 def _residuals(network: nn.Module) -> int:
     return sum(hasattr(block, "residual") for block in network.blocks())  # type: ignore[operator]
-
-
-def _print_latency(networks: dict[str, nn.Module], example: Tensor, config: CompressConfig) -> None:
-    full, small = networks.values()
-    ideal = costs.macs(full, example) / costs.macs(small, example)
-    rows = []
-    for batch_size in (1, config.batch_size):
-        images = torch.randn(batch_size, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-        timings = latency.compare(networks, images, repeats=config.repeats)
-        before, after = timings["all blocks"], timings["compressed"]
-        faster = latency.speedup(before, after)
-        spread = f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"
-        rows.append(
-            [f"batch {batch_size}", f"{before.median_ms:.3f}", f"{after.median_ms:.3f}", spread, f"{ideal:.2f}"]
-        )
-    title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
-    table(title, ["batch", "all blocks, ms", "compressed, ms", "speed-up, median (quartiles)", "by MACs"], rows)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class EpsilonResNet(nn.Module):
 
     def closed(self) -> list[bool]:
         """Of each block, whether it is closed in eval mode."""
-        return (self.discarded >= 0.5).tolist()
+        return [method.mostly(average) for average in self.discarded.tolist()]
 
     def _note_retired(self) -> None:
         self._is_retired = self.retired.tolist() if not self.retired.is_meta else [False] * self.num_blocks

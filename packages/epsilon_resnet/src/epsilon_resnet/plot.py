@@ -120,7 +120,7 @@ def draw_errors(history: Sequence[Mapping[str, Any]], restarts: Sequence[Mapping
     marker = "." if len(history) < 20 else ""
     colours = (BLUE, LIGHT_BLUE, ORANGE)
     series = error_series(history)
-    for (name, (epochs, errors)), colour in zip(series.items(), colours, strict=False):
+    for (name, (epochs, errors)), colour in zip(series.items(), colours[: len(series)], strict=True):
         label = f"{name}: {errors[-1]:.2f} %"
         axes.plot(epochs, errors, color=colour, linewidth=1.4, marker=marker, label=label, zorder=3)
     _mark_restarts(axes, restarts)

@@ -11,6 +11,15 @@ MAX_SIZE = 65_536
 MAX_IMAGE_SIZE = 4_096
 MAX_DEPTH = 10_000
 
+IMAGENET_STAGES = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+"""Kind of block, and number of blocks in each stage, of the ImageNet ResNets by their depth."""
+
 
 def whole_number(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> int:
     """`value`, if it is an int in low..high; InputError otherwise."""

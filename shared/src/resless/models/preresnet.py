@@ -23,7 +23,6 @@ from resless.models.resnet import (
     initialise_convolutions,
     kept_of,
 )
-from resless.models.torchvision_resnet import LAYERS
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 STEMS = ("conv", "conv_bn_relu")
@@ -254,7 +253,7 @@ def imagenet_preresnet(
     Raises:
         InputError: indices out of range.
     """
-    kind, depths = LAYERS[depth]
+    kind, depths = options.IMAGENET_STAGES[depth]
     stem = _imagenet_stem(in_channels)
     model = PreResNet(stem, True, BLOCKS[kind], IMAGENET_WIDTHS, depths, "conv", num_classes)
     model.drop_blocks(kept_blocks)

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
 from resless.errors import check
+from resless.models import options
 from resless.models.resnet import kept_of
 
-LAYERS = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-}
 _IDENTITY = nn.Identity()
 
 
@@ -107,7 +101,7 @@ def resnet(depth: int, *, num_classes: int, in_channels: int, kept_blocks: Seque
     Raises:
         InputError: another number of channels, indices out of range.
     """
-    kind, layers = LAYERS[depth]
+    kind, layers = options.IMAGENET_STAGES[depth]
     return of_layers(kind, layers, num_classes=num_classes, in_channels=in_channels, kept_blocks=kept_blocks)
 
 
