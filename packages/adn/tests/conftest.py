@@ -6,12 +6,7 @@ Runs train ResNet-14, of two blocks a stage, on TRAIN_IMAGES digits.
 from __future__ import annotations
 
 import math
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +17,11 @@ from adn.config import Optim, Run, TrainConfig
 from adn.model import AdaptiveNet, create
 from adn.train import train
 from PIL import Image
-from resless import report
-from resless import run as run_module
 from resless.config import DataConfig
-from resless.data import Images, load, pipeline
+from resless.data import load
 from resless.models.torchvision_resnet import of_layers
-from resless.testing import Ended, assert_same_run, done, forked, metrics
-from torch import Tensor, nn
+from resless.testing import few_images, undrawn
+from torch import nn
 from torchvision.models import MobileNetV2, SwinTransformer, VisionTransformer
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
@@ -101,40 +94,20 @@ def make() -> Callable[[str], AdaptiveNet]:
 # --- short runs
 
 
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Runs draw nothing: pictures take most of the time of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((evaluate, "draw"), (report, "curves")):
-            patch.setattr(module, name, lambda *_: None)
-        yield
+NO_PICTURES = ((evaluate, "draw"),)
 
 
 @pytest.fixture
 def no_pictures() -> Iterator[None]:
-    """See `undrawn`."""
-    with undrawn():
+    """Short runs draw nothing."""
+    with undrawn(*NO_PICTURES):
         yield
 
 
-@contextmanager
-def few() -> Iterator[None]:
+@pytest.fixture(name="few_images")
+def _few_images() -> Iterator[None]:
     """Data sets have TRAIN_IMAGES images to train on, and TEST_IMAGES to test on."""
-    load = pipeline.load
-
-    def first(name: str, split: str = "train", *args: Any, **options: Any) -> Images:
-        images, count = load(name, split, *args, **options), TRAIN_IMAGES if split == "train" else TEST_IMAGES
-        return replace(images, images=images.images[:count], labels=images.labels[:count])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load", first)
-        yield
-
-
-@pytest.fixture
-def few_images() -> Iterator[None]:
-    """See `few`."""
-    with few():
+    with few_images(TRAIN_IMAGES, TEST_IMAGES):
         yield
 
 
@@ -156,49 +129,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of adn-train, whose network is right on most digits at any depth."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     optim = Optim("adam", lr=1e-2, batch_size=32, epochs=6, schedule="cosine")
-    with undrawn(), few():
+    with undrawn(*NO_PICTURES), few_images(TRAIN_IMAGES, TEST_IMAGES):
         train(short_training(folder, optim=optim, data=DataConfig()))
     return folder
-
-
-@pytest.fixture
-def killed_and_resumed(tmp_path: Path) -> Callable[..., None]:
-    """Asserts that a run of two epochs, killed at its seventh step and resumed, ends as if it had not been.
-
-    Its arguments: what makes the configuration, of a run folder and of fields of `Run`; the number of processes.
-    """
-
-    def check(configured: Callable[..., TrainConfig], processes: int) -> None:
-        whole, broken = tmp_path / "whole", tmp_path / "broken"
-        done(forked(lambda: train(configured(whole)), processes))
-        config = configured(broken, {"checkpoint_steps": 1})
-
-        def killed() -> None:
-            power_cut_at(7)
-            train(config)
-
-        assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
-        again = replace(config, run=replace(config.run, resume="auto"))
-        printed = done(forked(lambda: train(again), processes))
-        assert f"resumed from {broken}/checkpoints/epoch_0001_step_000002" in printed
-        assert_same_run(whole, broken)
-        assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
-        assert len(metrics(whole)) == 2
-
-    return check
-
-
-def power_cut_at(number: int) -> None:
-    """In a fork: kill all processes at the end of the n-th step from now."""
-    track, steps = run_module.Run.track, [0]
-
-    def tracked(self: run_module.Run, **values: Tensor) -> None:
-        track(self, **values)
-        steps[0] += 1
-        if steps[0] == number:
-            os.killpg(0, signal.SIGKILL)
-
-    run_module.Run.track = tracked
 
 
 @pytest.fixture
@@ -218,40 +151,3 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
         return str(folder)
 
     return make
-
-
-# --- commands
-
-
-def enter(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1) -> list[Ended]:
-    """A console script's entry point in forks: as the script, without its seconds of imports."""
-
-    def task() -> None:
-        os.chdir(cwd)
-        sys.argv = ["script", *args]
-        entry()
-
-    return forked(task, processes)
-
-
-@pytest.fixture
-def succeeded() -> Callable[..., str]:
-    """Runs a command, asserts that it succeeds, and returns what it printed."""
-    return lambda entry, *args, cwd, processes=1: done(enter(entry, *args, cwd=cwd, processes=processes))
-
-
-@pytest.fixture
-def refused() -> Callable[..., str]:
-    """The one sentence with which a command refuses bad input: exit code 2, no traceback, nothing written."""
-
-    def check(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1) -> str:
-        before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*")}
-        ended = enter(entry, *args, cwd=cwd, processes=processes)
-        assert [process.code for process in ended] == [2] * processes, ended[0].printed
-        assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before, "bad input left files behind"
-        lines = ended[0].printed.splitlines()
-        assert len(lines) == 1, ended[0].printed
-        assert lines[0].startswith("error: ")
-        return lines[0]
-
-    return check

@@ -19,7 +19,7 @@ from adn.original import original_keys
 from resless import models, weights
 from resless.cli import evaluate as dense_eval
 from resless.errors import InputError
-from resless.testing import environment, forked, metrics, run, script
+from resless.testing import environment, forked, metrics, refused, run, script, succeeded
 
 SCRIPTS: dict[str, Callable[[], None]] = {"train": cli.train, "eval": cli.evaluate, "extract": cli.extract}
 
@@ -282,7 +282,7 @@ def test_modules_give_the_help_of_the_scripts(name: str, module: str) -> None:
 
 
 def test_pipeline_as_a_user_types_it(
-    tmp_path: Path, succeeded: Callable[..., str], refused: Callable[..., str]
+    tmp_path: Path,
 ) -> None:
     said = run([script("adn-train"), "--recipe", "smoke", "--epochs", "3", "--run-dir", "runs/adn"], tmp_path)
     assert "Warning" not in said.stderr
@@ -415,7 +415,6 @@ def test_bad_input_is_one_sentence(
     arguments: str,
     message: str,
     files: Path,
-    refused: Callable[..., str],
     picture_folder: Callable[..., str],
     tmp_path: Path,
 ) -> None:

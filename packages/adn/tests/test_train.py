@@ -27,7 +27,17 @@ from resless.config import TrainConfig as DenseConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
 from resless.run import accelerator
-from resless.testing import assert_same_run, assert_same_weights, done, forked, metrics, run, two_processes
+from resless.testing import (
+    assert_resumes_exactly,
+    assert_same_run,
+    assert_same_weights,
+    done,
+    forked,
+    metrics,
+    refused,
+    run,
+    two_processes,
+)
 from resless.train import train as train_dense
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -175,7 +185,7 @@ def test_two_passes_are_the_same_training_on_one_process(training: Training, tmp
         assert first == pytest.approx(second, rel=1e-3)
 
 
-def test_two_passes_are_refused_on_two_processes(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_two_passes_are_refused_on_two_processes(tmp_path: Path) -> None:
     """Each would reduce the gradients of one path only."""
     options = ["--model", "resnet14", "--two-passes", "--run-dir", "run"]
     sentence = refused(cli.train, *options, cwd=tmp_path, processes=2)
@@ -442,10 +452,10 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    processes: int, training: Training, killed_and_resumed: Callable[..., None]
+    processes: int, training: Training, tmp_path: Path
 ) -> None:
     """The moving average, the shares in which images are mixed, and the optimiser's moments included."""
-    killed_and_resumed(partial(training, **EVERYTHING), processes)
+    assert_resumes_exactly(train, partial(training, **EVERYTHING), tmp_path, processes)
 
 
 def test_two_processes_by_torchrun(tmp_path: Path) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,44 +13,31 @@ from blockdrop.config import Optim, Run, TrainConfig
 from blockdrop.model import BlockDropNet
 from blockdrop.train import train
 from PIL import Image
-from resless import report, weights
-from resless import run as run_module
-from resless.data import Images, load, pipeline
+from resless import weights
+from resless.data import load
 from resless.data.pipeline import Pipeline, Shards
 from resless.recipes import TRAIN
-from resless.testing import assert_same_run, done, forked, metrics
+from resless.testing import few_images, undrawn
 from resless.train import train as train_dense
-from torch import Tensor
 
 TRAIN_IMAGES, TEST_IMAGES = 256, 120
 
 
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Runs draw nothing: pictures take most of the time of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((evaluate, "draw"), (evaluate, "draw_rewards"), (report, "curves")):
-            patch.setattr(module, name, lambda *_: None)
-        yield
+NO_PICTURES = ((evaluate, "draw"), (evaluate, "draw_rewards"))
 
 
 @pytest.fixture
 def no_pictures() -> Iterator[None]:
-    """See `undrawn`."""
-    with undrawn():
+    """Short runs draw nothing."""
+    with undrawn(*NO_PICTURES):
         yield
 
 
-@pytest.fixture
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="few_images")
+def _few_images() -> Iterator[None]:
     """Data sets have TRAIN_IMAGES images to train on, and TEST_IMAGES to test on."""
-    load = pipeline.load
-
-    def first(name: str, split: str = "train", *args: object, **options: object) -> Images:
-        images, count = load(name, split, *args, **options), TRAIN_IMAGES if split == "train" else TEST_IMAGES
-        return replace(images, images=images.images[:count], labels=images.labels[:count])
-
-    monkeypatch.setattr(pipeline, "load", first)
+    with few_images(TRAIN_IMAGES, TEST_IMAGES):
+        yield
 
 
 @pytest.fixture
@@ -76,53 +59,12 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     return make
 
 
-@pytest.fixture
-def killed_and_resumed(tmp_path: Path) -> Callable[..., None]:
-    """Asserts that a run of two epochs, killed at its seventh step and resumed, ends as if it had not been.
-
-    Its arguments: what trains; what makes its configuration, of a run folder and of fields of `Run`; processes. The
-    folders are `whole` and `broken`.
-    """
-
-    def check(stage: Callable[[Any], object], configured: Callable[..., Any], processes: int) -> None:
-        whole, broken = tmp_path / "whole", tmp_path / "broken"
-        done(forked(lambda: stage(configured(whole)), processes))
-        config = configured(broken, {"checkpoint_steps": 1})
-
-        def killed() -> None:
-            power_cut_at(7)
-            stage(config)
-
-        assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
-        again = replace(config, run=replace(config.run, resume="auto"))
-        printed = done(forked(lambda: stage(again), processes))
-        assert f"resumed from {broken}/checkpoints/epoch_0001_step_000002" in printed
-        assert_same_run(whole, broken)
-        assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
-        assert len(metrics(whole)) == 2
-
-    return check
-
-
-def power_cut_at(number: int) -> None:
-    """In a fork: kill all processes at the end of the n-th step from now."""
-    track, steps = run_module.Run.track, [0]
-
-    def tracked(self: run_module.Run, **values: Tensor) -> None:
-        track(self, **values)
-        steps[0] += 1
-        if steps[0] == number:
-            os.killpg(0, signal.SIGKILL)
-
-    run_module.Run.track = tracked
-
-
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of `resless-train --recipe smoke_resnet`, with fewer epochs: ResNet-20, 9 blocks."""
     recipe, folder = TRAIN["smoke_resnet"], tmp_path_factory.mktemp("dense") / "run"
     settings = {"optim": replace(recipe.optim, epochs=4), "run": replace(recipe.run, run_dir=str(folder))}
-    with undrawn():
+    with undrawn(*NO_PICTURES):
         train_dense(replace(recipe, **settings))
     return folder
 
@@ -139,7 +81,7 @@ def curriculum(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curriculum") / "run"
     optim = Optim("adam", lr=3e-3, batch_size=64, epochs=3)
     run = Run(run_dir=str(folder))
-    with undrawn():
+    with undrawn(*NO_PICTURES):
         train(TrainConfig(model="resnet20", backbone=backbone, curriculum_step=4, optim=optim, run=run))
     return folder
 

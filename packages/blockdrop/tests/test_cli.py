@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shlex
 import shutil
@@ -23,7 +22,7 @@ from resless import weights
 from resless.cli import evaluate as dense_eval
 from resless.cli import parse
 from resless.errors import InputError
-from resless.testing import Ended, forked, metrics, refusal, run, script
+from resless.testing import entered, forked, metrics, refusal, refused, run, script, succeeded
 
 PICTURES = {"keep_rates", "blocks_used", "policies", "easy_hard", "cost_accuracy", "rewards"}
 
@@ -195,35 +194,6 @@ def test_help_shows_the_values_of_the_recipe(
 # --- the pipeline
 
 
-def entered(entry: Callable[[], None], *args: str, cwd: Path) -> Ended:
-    """A console script's entry point in a fork: as the script, without its seconds of imports."""
-
-    def task() -> None:
-        os.chdir(cwd)
-        sys.argv = ["script", *args]
-        entry()
-
-    return forked(task)[0]
-
-
-def succeeded(entry: Callable[[], None], *args: str, cwd: Path) -> str:
-    ended = entered(entry, *args, cwd=cwd)
-    assert ended.code == 0, ended.printed
-    return ended.printed
-
-
-def refused(entry: Callable[[], None], *args: str, cwd: Path) -> str:
-    """The one sentence with which a command refuses bad input: exit code 2, no traceback, nothing written."""
-    before = sorted(cwd.rglob("*"))
-    ended = entered(entry, *args, cwd=cwd)
-    assert ended.code == 2, ended.printed
-    assert sorted(cwd.rglob("*")) == before, "bad input left files behind"
-    lines = ended.printed.splitlines()
-    assert len(lines) == 1, ended.printed
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 @pytest.mark.parametrize("name", ["train", "finetune", "eval", "plot"])
 def test_every_script_is_installed(name: str, tmp_path: Path) -> None:
     assert f"usage: blockdrop-{name}" in run([script(f"blockdrop-{name}"), "--help"], tmp_path).stdout
@@ -333,7 +303,7 @@ def test_modules_give_the_help_of_the_scripts(name: str, entry: Callable[[], Non
         sys.modules.pop(f"blockdrop.{name}", None)
         runpy.run_module(f"blockdrop.{name}", run_name="__main__", alter_sys=True)
 
-    found, expected = (entered(command, "--help", cwd=tmp_path) for command in (module, entry))
+    found, expected = (entered(command, "--help", cwd=tmp_path)[0] for command in (module, entry))
     assert found.code == expected.code == 0
     assert found.printed == expected.printed
     assert found.printed.startswith(f"usage: blockdrop-{'eval' if name == 'evaluate' else name} ")

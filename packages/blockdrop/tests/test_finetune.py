@@ -25,7 +25,7 @@ from resless import weights
 from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.testing import assert_same_weights, done, forked, metrics
+from resless.testing import assert_resumes_exactly, assert_same_weights, done, forked, metrics
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -234,10 +234,10 @@ def test_a_batch_that_keeps_no_block_trains_stem_and_classifier(
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    undecided: str, processes: int, killed_and_resumed: Callable[..., None]
+    undecided: str, processes: int, tmp_path: Path
 ) -> None:
     """The policies that are drawn, each process's running statistics and the control before fine-tuning included."""
-    killed_and_resumed(finetune, partial(finetuning, undecided), processes)
+    assert_resumes_exactly(finetune, partial(finetuning, undecided), tmp_path, processes)
 
 
 @pytest.mark.usefixtures("few_images")

@@ -24,7 +24,7 @@ from resless import models, weights
 from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.testing import assert_same_run, done, forked, metrics
+from resless.testing import assert_resumes_exactly, assert_same_run, done, forked, metrics
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -292,10 +292,10 @@ def test_two_processes_see_the_same_data_and_leave_the_backbone_alone(backbone: 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    backbone: str, tmp_path: Path, processes: int, killed_and_resumed: Callable[..., None]
+    backbone: str, tmp_path: Path, processes: int
 ) -> None:
     """The policies that are drawn, the blocks that are open and the optimiser's moments included."""
-    killed_and_resumed(train, partial(training, backbone), processes)
+    assert_resumes_exactly(train, partial(training, backbone), tmp_path, processes)
     first, second = (Decisions.load(tmp_path / name / "policies.npz") for name in ("whole", "broken"))
     assert np.array_equal(first.kept, second.kept)
 

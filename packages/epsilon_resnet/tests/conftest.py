@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from epsilon_resnet import report as epsilon_report
 from epsilon_resnet.config import Optim, Run, TrainConfig
 from epsilon_resnet.train import train
-from resless import models, report
+from resless import models
 from resless.config import DataConfig
-from resless.data import Images, pipeline
+from resless.testing import few_images, undrawn
 
 TRAIN_IMAGES, TEST_IMAGES = 256, 120
 QUIET = (1, 4)
 """Of the planted network's blocks 0 to 5, two a stage: the last one of the first stage, the first one of the third."""
 
 
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Runs draw nothing: pictures take most of the time of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((epsilon_report, "draw"), (report, "curves")):
-            patch.setattr(module, name, lambda *_: None)
-        yield
-
-
 @pytest.fixture
 def no_pictures() -> Iterator[None]:
-    """See `undrawn`."""
-    with undrawn():
+    """Short runs draw nothing."""
+    with undrawn((epsilon_report, "draw")):
         yield
 
 
-@pytest.fixture
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="few_images")
+def _few_images() -> Iterator[None]:
     """Data sets have TRAIN_IMAGES images to train on, and TEST_IMAGES to test on."""
-    load = pipeline.load
-
-    def first(name: str, split: str = "train", *args: Any, **options: Any) -> Images:
-        images, count = load(name, split, *args, **options), TRAIN_IMAGES if split == "train" else TEST_IMAGES
-        return replace(images, images=images.images[:count], labels=images.labels[:count])
-
-    monkeypatch.setattr(pipeline, "load", first)
+    with few_images(TRAIN_IMAGES, TEST_IMAGES):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
 import subprocess
@@ -18,39 +17,10 @@ from epsilon_resnet import cli, compress, evaluate, train
 from epsilon_resnet.config import CompressConfig, EvalConfig, TrainConfig
 from resless import models, weights
 from resless.cli import evaluate as dense_eval
-from resless.testing import Ended, environment, forked, metrics, run, script
+from resless.testing import entered, environment, forked, metrics, refused, run, script, succeeded
 from torch import nn
 
 SCRIPTS: dict[str, Callable[[], None]] = {"train": cli.train, "compress": cli.compress, "eval": cli.evaluate}
-
-
-def entered(entry: Callable[[], None], *args: str, cwd: Path) -> Ended:
-    """A console script's entry point in a fork: as the script, without its seconds of imports."""
-
-    def task() -> None:
-        os.chdir(cwd)
-        sys.argv = ["script", *args]
-        entry()
-
-    return forked(task)[0]
-
-
-def succeeded(entry: Callable[[], None], *args: str, cwd: Path) -> str:
-    ended = entered(entry, *args, cwd=cwd)
-    assert ended.code == 0, ended.printed
-    return ended.printed
-
-
-def refused(entry: Callable[[], None], *args: str, cwd: Path) -> str:
-    """The one sentence with which a command refuses bad input: exit code 2, no traceback, nothing written."""
-    before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*")}
-    ended = entered(entry, *args, cwd=cwd)
-    assert ended.code == 2, ended.printed
-    assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before, "bad input left files behind"
-    lines = ended.printed.splitlines()
-    assert len(lines) == 1, ended.printed
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def written(name: str, folder: Path, **options: Any) -> Path:
@@ -114,7 +84,7 @@ def test_modules_give_the_help_of_the_scripts(name: str, tmp_path: Path) -> None
         sys.modules.pop(module, None)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
-    found, expected = (entered(command, "--help", cwd=tmp_path) for command in (as_module, SCRIPTS[name]))
+    found, expected = (entered(command, "--help", cwd=tmp_path)[0] for command in (as_module, SCRIPTS[name]))
     assert found.code == expected.code == 0, found.printed
     assert found.printed == expected.printed
     assert found.printed.startswith(f"usage: epsilon-resnet-{name} ")

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any, NoReturn
 
 import psutil
@@ -25,6 +27,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+
+from resless import report
+from resless import run as run_module
+from resless.data import Images, pipeline
 
 TIMEOUT_S = 300
 _ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -140,6 +146,98 @@ def done(ended: list[Ended]) -> str:
     for rank, process in enumerate(ended):
         assert process.code == 0, f"process {rank} gave {process.code}:\n{process.printed}"
     return ended[0].printed
+
+
+def entered(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1) -> list[Ended]:
+    """A console script's entry point in forks: as the script, without its seconds of imports."""
+
+    def task() -> None:
+        os.chdir(cwd)
+        sys.argv = ["script", *args]
+        entry()
+
+    return forked(task, processes)
+
+
+def succeeded(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1) -> str:
+    """What a console script's entry point printed, which succeeded."""
+    return done(entered(entry, *args, cwd=cwd, processes=processes))
+
+
+def refused(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1) -> str:
+    """The one sentence with which an entry point refuses bad input: exit code 2, no traceback, nothing written."""
+    before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*")}
+    ended = entered(entry, *args, cwd=cwd, processes=processes)
+    assert [process.code for process in ended] == [2] * processes, ended[0].printed
+    assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before, "bad input left files behind"
+    lines = ended[0].printed.splitlines()
+    assert len(lines) == 1, ended[0].printed
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@contextmanager
+def undrawn(*places: tuple[ModuleType, str]) -> Iterator[None]:
+    """Runs draw nothing, neither curves nor by the functions at these places: pictures take most of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((report, "curves"), *places):
+            patch.setattr(module, name, lambda *_: None)
+        yield
+
+
+@contextmanager
+def few_images(train: int, test: int) -> Iterator[None]:
+    """Data sets in memory have so many images to train and to test on."""
+    load = pipeline.load
+
+    def first(name: str, split: str = "train", *args: Any, **options: Any) -> Images:
+        images, count = load(name, split, *args, **options), train if split == "train" else test
+        return replace(images, images=images.images[:count], labels=images.labels[:count])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load", first)
+        yield
+
+
+def power_cut_at(number: int) -> None:
+    """In a fork: kill all processes at the end of the n-th step from now."""
+    track, steps = run_module.Run.track, [0]
+
+    def tracked(self: run_module.Run, **values: torch.Tensor) -> None:
+        track(self, **values)
+        steps[0] += 1
+        if steps[0] == number:
+            os.killpg(0, signal.SIGKILL)
+
+    run_module.Run.track = tracked  # type: ignore[method-assign]
+
+
+def assert_resumes_exactly(
+    stage: Callable[[Any], object], configured: Callable[..., Any], folder: Path, processes: int = 1
+) -> None:
+    """A run of two epochs of four steps, killed at its seventh step and resumed, ends as if it had not been.
+
+    Args:
+        stage: what trains, given a configuration.
+        configured: makes a configuration, of a run folder and of fields of its `run` part.
+        folder: gets the run folders `whole` and `broken`.
+        processes: how many train.
+    """
+    whole, broken = folder / "whole", folder / "broken"
+    done(forked(lambda: stage(configured(whole)), processes))
+    config = configured(broken, {"checkpoint_steps": 1})
+
+    def killed() -> None:
+        power_cut_at(7)
+        stage(config)
+
+    assert [ended.code for ended in forked(killed, processes)] == [-signal.SIGKILL] * processes
+    again = replace(config, run=replace(config.run, resume="auto"))
+    printed = done(forked(lambda: stage(again), processes))
+    assert f"resumed from {broken}/checkpoints/epoch_0001_step_000002" in printed
+    assert_same_run(whole, broken)
+    assert (whole / "result.json").read_text() == (broken / "result.json").read_text()
+    assert len(metrics(whole)) == 2
 
 
 def _child(task: Callable[[], object], output: Path, rank: int, processes: int, port: int) -> NoReturn:
