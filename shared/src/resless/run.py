@@ -46,6 +46,7 @@ from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
 from resless.files import write_text
+from resless.memory import keep_freed_memory
 from resless.progress import ProgressReport
 
 LOSS_CHECK_STEPS = 20  # reading a loss waits for the device, so several are read at once
@@ -517,6 +518,8 @@ def accelerator(
         log_with=list(trackers) or None,
         project_dir=None if folder is None else str(folder),
     )
+    if made.device.type == "cpu":
+        keep_freed_memory()
     usable = mixed_precision != "fp16" or made.device.type != "cpu"
     check(usable, "--mixed-precision", mixed_precision, "bf16 or no on a CPU")
     return made

@@ -74,6 +74,13 @@ def run(blocks: Sequence[Block], x: Tensor, policy: Tensor, executor: str = "aut
     return _gathered(blocks, x, kept)
 
 
+def whole(blocks: Sequence[Block], x: Tensor) -> Tensor:
+    """The features after the blocks, of which none is skipped; without gradients the memory of x may be written to."""
+    for block in blocks:
+        x = _on_some(block, x, slice(0, len(x)))
+    return x
+
+
 def _masked(blocks: Sequence[Block], x: Tensor, policy: Tensor) -> Tensor:
     columns = iter(policy.unbind(dim=1))
     for block in blocks:
@@ -177,8 +184,9 @@ def _on_host(policy: Tensor, images: int, blocks: int) -> np.ndarray:
         raise InputError(f"the policy is {list(policy.shape)}, but must be {wanted}")
     values = policy.detach().cpu()
     kept = values.bool()
-    if len(strange := values[values != kept]):
-        raise InputError(f"the policy holds {strange[0]:g}, but its values must be 0 (dropped) or 1 (kept)")
+    strange = values != kept
+    if strange.any():
+        raise InputError(f"the policy holds {values[strange][0]:g}, but its values must be 0 (dropped) or 1 (kept)")
     return kept.numpy()
 
 

@@ -93,7 +93,7 @@ class PolicyNetwork(nn.Module):
             raise unknown_name("policy network", kind, POLICY_NETWORKS)
         self.pool = pool
         if kind == "resnet8":
-            self.features: nn.Module = resnet(8, num_classes=1, in_channels=in_channels, shortcut="avgpool")
+            self.features: Any = resnet(8, num_classes=1, in_channels=in_channels, shortcut="avgpool")
             classifier = "linear"
         else:
             self.features = of_layers("basic", (1, 1, 1, 1), num_classes=1, in_channels=in_channels)
@@ -104,8 +104,9 @@ class PolicyNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.pool > 1:
             images = F.avg_pool2d(images, self.pool, ceil_mode=True)
+        features = self.features.head(execute.whole(list(self.features.blocks()), self.features.stem(images)))
         # In float32: bf16 has no number between 0.996 and 1.
-        return torch.sigmoid(self.logit(self.features(images)).float())
+        return torch.sigmoid(self.logit(features).float())
 
 
 class BlockDropNet(nn.Module):
