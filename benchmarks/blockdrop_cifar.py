@@ -38,11 +38,11 @@ class Options:
     """Mean of each channel that it was trained with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation, likewise."""
-    penalties: tuple[float, ...] = (-1.0, -2.0)
+    penalties: tuple[float, ...] = (-4.5,)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: tuple[float, ...] = (-1.5, -4.0)
+    again: tuple[float, ...] = (-3.0, -5.0, -8.0)
     """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
-    pictures: str = "penalty-1"
+    pictures: str = "penalty-4.5-again-5"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""

@@ -1,0 +1,144 @@
+"""ADN with a ResNet-20 on CIFAR-10 against the same two networks trained alone, and the paper's ablations.
+
+    python benchmarks/adn_cifar.py --data-dir FOLDER_WITH_CIFAR10
+
+The recipe `resnet20_short`, run as a user would run it, each network in a process of its own; then all configurations
+of the adaptive network are extracted and timed, interleaved. Finished runs below `--runs` are not repeated, so that
+several processes can do some `--names` or `--seeds` each, and one more collect them all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _results import FOLDER, write
+from adn.evaluate import flags
+from adn.extract import extract
+from adn.model import AdaptiveNet
+from resless import costs, latency, weights
+from resless.environment import environment
+from resless.memory import keep_freed_memory
+
+RECIPE = "resnet20_short"
+RUNS = {
+    "adaptive": [],
+    "super-net alone": ["--alone", "super"],
+    "base-net alone": ["--alone", "base"],
+    "no distillation": ["--no-distill"],
+    "no second norms": ["--no-second-norms"],
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    data_dir: str | None = None
+    """Folder that holds CIFAR-10; None looks it up on the hub."""
+    names: tuple[str, ...] = tuple(RUNS)
+    """Networks to train."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds to train each with."""
+    runs: str = "runs/adn-cifar"
+    """Folder of the runs."""
+    collect: bool = True
+    """Time the configurations and write the result file once everything is trained."""
+    threads: int = 2
+    """Threads of the timed networks."""
+    repeats: int = 30
+    """Turns that each timed network gets."""
+
+
+def main(options: Options) -> None:
+    """Train, then time, and write one result file."""
+    results = [train(name, seed, options) for seed in options.seeds for name in options.names]
+    if options.collect:
+        keep_freed_memory()
+        torch.set_num_threads(options.threads)
+        write(
+            "adn-cifar", {"runs": results, "latency": timed(folder_of("adaptive", options.seeds[0], options), options)}
+        )
+
+
+def train(name: str, seed: int, options: Options) -> dict[str, Any]:
+    """One run of the recipe, unless it is there; what came out."""
+    folder = folder_of(name, seed, options)
+    if not (folder / "result.json").exists():
+        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
+        arguments = ["--recipe", RECIPE, "--run-dir", str(folder), "--seed", str(seed), "--resume", "auto"]
+        record(folder).write_text(json.dumps(environment(FOLDER, "cpu")))
+        subprocess.run([sys.executable, "-m", "adn.train", *arguments, *RUNS[name], *data], check=True)
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "network": name,
+        "seed": seed,
+        "result": read(folder / "result.json"),
+        "epochs": epochs,
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "settings": read(folder / "config.json"),
+        "environment": read(record(folder)),
+    }
+
+
+def timed(folder: Path, options: Options) -> list[dict[str, Any]]:
+    """Every configuration, extracted, against the one with nothing skipped: speed-up, and how much of that by MACs."""
+    net = weights.from_pretrained(folder / "model")
+    assert isinstance(net, AdaptiveNet)
+    names = read(folder / "result.json")["configurations"]
+    networks = {name: extract(net, flags(name)) for name in names}
+    full = next(name for name in names if not any(flags(name)))
+    macs = {name: costs.macs(network, torch.zeros(1, 3, 32, 32)) for name, network in networks.items()}
+    found = []
+    for precision in ("fp32", "bf16"):
+        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+        for network in networks.values():
+            network.to(memory_format=layout)
+        for batch_size in (1, 256):
+            images = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+                timings = latency.compare(networks, images.to(memory_format=layout), repeats=options.repeats)
+            for name, timing in timings.items():
+                faster, ideal = latency.speedup(timings[full], timing), macs[full] / macs[name]
+                found.append(
+                    {
+                        "configuration": name,
+                        "precision": precision,
+                        "batch_size": batch_size,
+                        "macs": macs[name],
+                        "median_ms": timing.median_ms,
+                        "speedup": vars(faster),
+                        "ideal_speedup": ideal,
+                        "share_of_ideal": faster.median / ideal,
+                        "environment": timing.environment,
+                    }
+                )
+    return found
+
+
+def folder_of(name: str, seed: int, options: Options) -> Path:
+    """The run folder of a network."""
+    folder = Path(options.runs) / f"{name.replace(' ', '-')}-seed{seed}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def record(folder: Path) -> Path:
+    """Where the environment of a run is noted, beside its folder."""
+    return folder.with_name(f"{folder.name}.environment.json")
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
