@@ -22,6 +22,7 @@ import tyro
 from _results import FOLDER, write
 from resless import costs, latency, weights
 from resless.environment import environment
+from resless.memory import keep_freed_memory
 
 RECIPE = "cifar10_short"
 EPSILONS = (4.5, 5.5, 6.5)
@@ -54,6 +55,7 @@ def main(options: Options) -> None:
     """Train, then compare, and write one result file."""
     results = {name: train(name, options) for name in options.names}
     if options.collect:
+        keep_freed_memory()
         torch.set_num_threads(options.threads)
         write("epsilon-cifar", {"networks": results, "latency": timed(options)})
 

@@ -26,6 +26,7 @@ from epsilon_resnet import method
 from epsilon_resnet.config import TrainConfig
 from epsilon_resnet.model import EpsilonResNet, create
 from resless import costs
+from resless.memory import keep_freed_memory
 from torch.multiprocessing import spawn
 
 
@@ -49,6 +50,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure everything, and write one result file."""
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     steps = [training_step(n, precision, options) for n in options.n for precision in options.precisions]
     write("epsilon-speed", {"settings": vars(options), "steps": steps, "reduction": reduction()})
