@@ -43,6 +43,7 @@ BENCHMARKS = [
     *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
     *("benchmarks/blockdrop_cifar.py", "benchmarks/blockdrop_throughput.py"),
     *("benchmarks/epsilon_cifar.py", "benchmarks/epsilon_speed.py"),
+    *("benchmarks/adn_cifar.py", "benchmarks/adn_speed.py"),
     "benchmarks/speed.py",
 ]
 

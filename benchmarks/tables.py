@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
 from _results import FOLDER, read
@@ -21,7 +22,7 @@ from resless import report
 ROOT = FOLDER.parent.parent
 READMES = (
     ROOT / "README.md",
-    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet")),
+    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
 )
 
 # The paper's own numbers, and those of the best other method that it lists: accuracy %, weights or MACs.
@@ -54,6 +55,11 @@ def main() -> None:
         draw_epsilon_cifar(cifar)
     if measured := read("epsilon-speed"):
         tables["epsilon-speed"] = epsilon_speed(measured)
+    if cifar := read("adn-cifar"):
+        tables |= {"adn-cifar": adn_cifar(cifar), "adn-cifar-speed": adn_cifar_speed(cifar)}
+        draw_adn_cifar(cifar)
+    if measured := read("adn-speed"):
+        tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
