@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def main(options: Options) -> None:
     finetuned = [finetune(FINETUNE, curriculum, *stage, options) for stage in zip(runs, options.penalties, strict=True)]
     for penalty in options.again:
         folder = curriculum.with_name(f"{runs[0].name}-again{penalty:g}")
-        twice = finetune(AGAIN, runs[0], folder, penalty, options)
+        twice = finetune(AGAIN, runs[0], folder, penalty, options, ["--teacher", str(curriculum / "model")])
         finetuned.append(twice | {"first_penalty": options.penalties[0]})
     write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
     pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
@@ -73,9 +74,11 @@ def backbone(options: Options) -> list[str]:
     return ["--backbone", options.backbone, "--shortcut", options.shortcut, *statistics]
 
 
-def finetune(recipe: str, start: Path, folder: Path, penalty: float, options: Options) -> dict[str, Any]:
+def finetune(
+    recipe: str, start: Path, folder: Path, penalty: float, options: Options, more: Sequence[str] = ()
+) -> dict[str, Any]:
     """Fine-tune the network of the run `start`."""
-    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
+    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty), *more]
     return run("blockdrop.finetune", recipe, folder, options, source)
 
 

@@ -57,8 +57,8 @@ def _finetune(model: str) -> FinetuneConfig:
 # Deviation: fewer epochs, in which more blocks are opened at a time, and a policy network that sees images averaged to
 # 8 x 8. Fine-tuning has two rounds, by the optimiser with which such networks generalise best. In the first an entropy
 # bonus keeps the policies open while the residual network learns to run without some of its blocks; the second, without
-# it, settles both. Decisions are nearer to certain than the paper's while fine-tuning: a trained ResNet-32 that drops
-# three blocks at random is wrong on half of the images.
+# it, settles both, with the trained ResNet-32 as a teacher. Decisions are nearer to certain than the paper's while
+# fine-tuning: a trained ResNet-32 that drops three blocks at random is wrong on half of the images.
 _SHORT_TRAIN = replace(
     _train("R32_C10"),
     policy_pool=4,
@@ -79,6 +79,7 @@ _SHORT_FINETUNE = replace(
 _SHORT_AGAIN = replace(
     _SHORT_FINETUNE,
     pretrained="runs/R32_C10_short-finetuned/model",
+    teacher="runs/R32_C10_short-curriculum/model",
     alpha=0.98,
     entropy_bonus=0.0,
     optim=Optim("sgd", lr=0.05, weight_decay=5e-4, batch_size=128, epochs=12, schedule="cosine"),
