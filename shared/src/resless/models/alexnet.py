@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from resless.models.resnet import initialise_convolutions
+
 
 class AlexNet(nn.Module):
     """Convolutions with ReLU and 2x2 max pooling, mean over pixels, classifier: [N, C, H, W] -> [N, num_classes]."""
@@ -27,6 +29,7 @@ class AlexNet(nn.Module):
             _pool(),
         )
         self.classifier = nn.Linear(256, num_classes)
+        initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean(dim=(2, 3)))
@@ -44,10 +47,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 def alexnet(*, num_classes: int, in_channels: int) -> AlexNet:
-    """AlexNet for images of about 32 x 32 pixels, which leave one pixel of features; larger ones are averaged.
-
-    Its weights start as torch's layers do: without batch norm, He's scale over the fan-out of a strided 11x11
-    convolution would be too small to train with the usual recipe.
+    """AlexNet for images of about 32 x 32 pixels, which leave one pixel of features; those of more are averaged.
 
     Args:
         num_classes: number of logits.

@@ -39,7 +39,7 @@ class VGG(nn.Module):
 
 
 def vgg(depth: int, *, num_classes: int, in_channels: int) -> VGG:
-    """VGG without batch norm, which SGD with a learning rate of 0.1 does not train.
+    """VGG without batch norm.
 
     Args:
         depth: 11, 13, 16 or 19.
