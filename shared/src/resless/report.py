@@ -95,7 +95,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 MOST_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
-MOST_NAMES = 200  # classes up to which its axes name each
+MOST_NAMES = 150  # classes up to which its axes name each
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -103,19 +103,20 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path)
 
     Args:
         counts: images, [class, predicted class].
-        class_names: of both axes; shown for 200 classes at most.
+        class_names: of both axes; shown for 150 classes at most.
         path: of the picture.
     """
     from matplotlib.colors import PowerNorm
 
     classes = len(class_names)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))  # a class may have no images
-    side = min(24.0, 3.5 + (0.55 if classes <= MOST_NUMBERS else 0.13) * classes)
+    inches = 0.55 if classes <= MOST_NUMBERS else 0.13 if classes <= MOST_NAMES else 0.0
+    side = max(5.0, 3.5 + inches * classes)
     drawing = canvas(side + 0.8, side)
     axes = drawing.add_subplot()
     # Beside a good diagonal, the rest would hardly be seen on a linear scale.
-    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    drawing.colorbar(picture, ax=axes, fraction=0.046, label="fraction of the class")
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
+    drawing.colorbar(picture, ax=axes, aspect=40, pad=0.02, label="fraction of the class")
     right = counts.trace() / max(1, counts.sum())
     axes.set(xlabel="predicted class", ylabel="class", title=f"{counts.sum():,} images, {100 * right:.2f} % right")
     if classes <= MOST_NAMES:
