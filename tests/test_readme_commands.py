@@ -19,6 +19,7 @@ from epsilon_resnet import recipes as epsilon_recipes
 from epsilon_resnet.cli import authors_arguments as epsilon_arguments
 from resless import config, recipes
 from resless.cli import parse
+from resless.spellings import in_our_words
 
 ROOT = Path(__file__).parents[1]
 READMES = [
@@ -44,6 +45,7 @@ SCRIPTS = {
     "adn-extract": (adn_configs.ExtractConfig, {}),
 }
 TRANSLATIONS = {
+    "resless-train": lambda args: in_our_words(args, recipes.TRAIN),
     "epsilon-resnet-train": epsilon_arguments,
     "epsilon-resnet-eval": lambda args: epsilon_arguments(args, recipe=False),
     "adn-train": adn_arguments,

@@ -8,6 +8,7 @@ from resless.config import (
     FREE_ON_RESUME,
     DataConfig,
     EvalConfig,
+    NetworkOptions,
     OptimConfig,
     RunConfig,
     SourceConfig,
@@ -34,6 +35,9 @@ BAD_VALUES = [
     *((DataConfig, name, bad) for name in ("train_crop_size", "val_resize_size") for bad in (0, 176)),
     (SourceConfig, "val_resize_size", 232),
     (SourceConfig, "interpolation", "nearest"),
+    *((NetworkOptions, "dropout", bad) for bad in (-0.1, 1.0, math.nan)),
+    *((NetworkOptions, "compression", bad) for bad in (0.0, 1.5, math.nan)),
+    (NetworkOptions, "expansion", 0),
     (OptimConfig, "lr", 0.0),
     (OptimConfig, "lr", float("nan")),
     (OptimConfig, "momentum", 1.0),
@@ -134,11 +138,37 @@ def test_every_name_that_is_free_on_resume_is_a_field():
     assert names >= FREE_ON_RESUME
 
 
-def test_recipes_are_the_published_settings():
-    resnet = TRAIN["resnet110"]
-    assert (resnet.model, resnet.data.dataset, resnet.data.pad, resnet.data.flip) == ("resnet110", "cifar10", 4, True)
-    optim = resnet.optim
-    assert (optim.lr, optim.momentum, optim.weight_decay, optim.batch_size) == (0.1, 0.9, 1e-4, 128)
-    assert (optim.epochs, optim.milestones, optim.gamma) == (164, (81, 122), 0.1)
+@pytest.mark.parametrize(
+    ("name", "batch_size", "epochs", "milestones", "gamma", "weight_decay"),
+    [
+        ("alexnet", 128, 164, (81, 122), 0.1, 5e-4),
+        ("vgg19_bn", 128, 164, (81, 122), 0.1, 5e-4),
+        ("resnet110", 128, 164, (81, 122), 0.1, 1e-4),
+        ("resnet164", 128, 164, (81, 122), 0.1, 1e-4),
+        ("preresnet110", 128, 164, (81, 122), 0.1, 1e-4),
+        ("preresnet164", 128, 164, (81, 122), 0.1, 1e-4),
+        ("wrn28_10", 128, 200, (60, 120, 160), 0.2, 5e-4),
+        ("resnext29_8x64", 128, 300, (150, 225), 0.1, 5e-4),
+        ("resnext29_16x64", 128, 300, (150, 225), 0.1, 5e-4),
+        ("densenet_bc_100_12", 64, 300, (150, 225), 0.1, 1e-4),
+        ("densenet_bc_190_40", 64, 300, (150, 225), 0.1, 1e-4),
+    ],
+)
+def test_recipes_are_the_published_settings(name, batch_size, epochs, milestones, gamma, weight_decay):
+    recipe = TRAIN[name]
+    assert (recipe.model, recipe.data.dataset, recipe.data.pad, recipe.data.flip) == (name, "cifar10", 4, True)
+    assert recipe.network.given() == ({"dropout": 0.3} if name == "wrn28_10" else {})
+    optim = recipe.optim
+    assert (optim.optimizer, optim.lr, optim.momentum, optim.nesterov) == ("sgd", 0.1, 0.9, False)
+    assert (optim.batch_size, optim.epochs, optim.schedule, optim.milestones) == (
+        batch_size,
+        epochs,
+        "step",
+        milestones,
+    )
+    assert (optim.gamma, optim.weight_decay) == (gamma, weight_decay)
+
+
+def test_recipes_hold_nothing_out():
     assert TRAIN["smoke"].data.dataset == "digits"
     assert all(recipe.data.holdout == 0 for recipe in TRAIN.values())

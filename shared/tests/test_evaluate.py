@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from resless import cli, models, weights
+from resless.calibrate import calibration_batches, recalibrate
 from resless.config import DataConfig, EvalConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.evaluate import Evaluation, average_buffers, evaluate, evaluate_each, main
+from resless.evaluate import Confusion, Evaluation, average_buffers, evaluate, evaluate_each, main
 from resless.run import accelerator
 from resless.testing import forked
 from torch import nn
@@ -74,6 +75,14 @@ def test_outputs_that_overflow_are_refused():
     broken = rows([[float("nan"), 0.0]], [1], batch_size=1)
     with pytest.raises(InputError, match="the loss on 1 images is not finite"):
         evaluate(nn.Identity(), broken, accelerator("no"))
+
+
+def test_a_confusion_has_a_row_a_class_and_its_diagonal_is_what_is_right():
+    logits = [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]]
+    confusion = Confusion(3)
+    found = evaluate(nn.Identity(), rows(logits, [0, 1, 2, 1, 1], batch_size=2), accelerator("no"), confusion)
+    assert confusion.counts.tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 1]]
+    assert found.top1 == confusion.counts.trace() / confusion.counts.sum()
 
 
 # --- several ways to run one model
@@ -212,6 +221,27 @@ def test_two_processes_see_every_image_once(count, tmp_path):
     assert first["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
 
+def test_two_processes_confuse_as_one_does(tmp_path):
+    torch.manual_seed(0)
+    model = models.create("lenet_300_100", in_channels=1, image_size=8)
+
+    def task() -> None:
+        used = accelerator("no")
+        data = Pipeline(DataConfig(), seed=0, shards=Shards.of(used, channels_last=False))
+        batches = data.evaluation(data.test, batch_size=50, indices=torch.arange(101))
+        confusion = Confusion(10, used.device)
+        evaluate(used.prepare(model), batches, used, confusion)
+        torch.save(confusion.counts, tmp_path / f"{used.num_processes}-{used.process_index}")
+
+    succeeds(task, 1)
+    succeeds(task, 2)
+    one, first, second = (torch.load(tmp_path / name) for name in ("1-0", "2-0", "2-1"))
+    assert torch.equal(first, one)
+    assert torch.equal(second, one)
+    data = Pipeline(DataConfig(), seed=0, shards=Shards())
+    assert one.sum(dim=1).tolist() == data.test.labels[:101].bincount(minlength=10).tolist()
+
+
 def test_processes_evaluate_the_mean_of_their_statistics():
     def task() -> None:
         used = accelerator("no")
@@ -283,10 +313,58 @@ def test_bf16_and_channels_last_change_the_accuracy_little(tmp_path):
     assert fast.loss == pytest.approx(exact.loss, rel=0.05)
 
 
+def test_a_confusion_matrix_is_drawn_and_its_counts_are_written(folder, tmp_path):
+    files = {"confusion_matrix": str(tmp_path / "confusion.png"), "output": str(tmp_path / "result.json")}
+    result = main(EvalConfig(model=str(folder), **files))
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    counts = torch.tensor(json.loads((tmp_path / "result.json").read_text())["confusion"])
+    assert counts.shape == (10, 10)
+    assert counts.trace().item() == round(result.top1 * result.images)
+
+
+def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path):
+    torch.manual_seed(0)
+    model = models.create("wrn10_1", in_channels=1, dropout=0.5)
+    weights.save_pretrained(model, tmp_path / "model")
+    plain = EvalConfig(model=str(tmp_path / "model"), batch_size=128)
+    as_written, anew = main(plain), main(replace(plain, recalibrate_bn=200))
+    data, used = Pipeline(DataConfig(), seed=0, shards=Shards()), accelerator("no")
+    recalibrate(model, calibration_batches(data, 200, 128), used)
+    expected = evaluate(model, data.evaluation(data.test), used)
+    assert anew.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert anew.loss != pytest.approx(as_written.loss, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (["--model", "nowhere"], "nowhere"),
+        (
+            ["--model", "resnet14", "--weights", "resnet8.pth"],
+            "resnet8.pth does not match the network: it lacks layer1.1.bn1.bias, layer1.1.bn1.num_batches_tracked, ",
+        ),
+        (
+            ["--model", "resnet8", "--weights", "resnet14.pth"],
+            "resnet14.pth does not match the network: it has layer1.1.bn1.bias, ",
+        ),
+        (
+            ["--model", "resnet8", "--weights", "7classes.pth"],
+            "it has linear.weight [7, 64] float32 where the network has [10, 64] float32, linear.bias [7] float32",
+        ),
+        (["--model", "resnet8", "--weights", "resnet8.pth", "--dropout", "0.3"], "unknown option of resnet8 'dropout'"),
+        (
+            ["--model", "lenet", "--recalibrate-bn", "100"],
+            "--recalibrate-bn is 100, but must be 0 for lenet, which has",
+        ),
+        (["--model", "lenet", "--recalibrate-bn", "-1"], "--recalibrate-bn is -1, but must be 0 (off) or a number of"),
+        (
+            ["--model", "lenet", "--confusion-matrix", "no/where.png"],
+            "--confusion-matrix is 'no/where.png', but must be",
+        ),
+        (
+            ["--model", "lenet", "--confusion-matrix", "matrix"],
+            "--confusion-matrix is 'matrix', but must be a .png file",
+        ),
         (["--model", "resnet19", "--weights", "nowhere.pth"], "depth is 19, but must be 6n+2"),
         (["--model", "lenet_300_100", "--weights", "nowhere.pth"], "nowhere.pth"),
         (
@@ -305,6 +383,9 @@ def test_bf16_and_channels_last_change_the_accuracy_little(tmp_path):
 def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, args, sentence):
     shutil.copytree(folder, tmp_path / "lenet")
     weights.save_pretrained(models.create("lenet_300_100", in_channels=1), tmp_path / "wide")
+    for name, classes in (("resnet8", 10), ("resnet14", 10), ("7classes", 7)):
+        model = models.create("resnet8" if name == "7classes" else name, num_classes=classes, in_channels=1)
+        torch.save({"state_dict": model.state_dict()}, tmp_path / f"{name}.pth")
     before = sorted(tmp_path.rglob("*"))
 
     def task() -> None:

@@ -49,6 +49,31 @@ def test_a_histogram_has_a_row_a_layer_and_takes_zeros_and_empty_layers(tmp_path
     assert picture_size(tmp_path / "h.png") == (7 * 150, pytest.approx(3.8 * 150))
 
 
+@pytest.mark.parametrize("classes", [2, 100, 151])
+def test_a_confusion_matrix_names_what_can_be_read(classes, tmp_path, monkeypatch):
+    drawn = []
+    save = report.save
+    monkeypatch.setattr(report, "save", lambda drawing, path: (drawn.append(drawing), save(drawing, path)))
+    counts = np.diag(np.arange(classes) * 100)  # the first class has no images
+    counts[1, 0] = 50
+    names = [f"class {number}" for number in range(classes)]
+    report.confusion_matrix(counts, names, tmp_path / "confusion.png")
+    width, height = picture_size(tmp_path / "confusion.png")
+    assert width - height == pytest.approx(0.8 * 150, abs=1)
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_array()[1].tolist() == [1 / 3, 2 / 3] + [0] * (classes - 2)
+    total = counts.sum()
+    assert axes.get_title() == f"{total:,} images, {100 * (total - 50) / total:.2f} % right"
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert ([label.get_text() for label in labels] == names) == (classes <= 150)
+    numbers = sorted(text.get_text() for text in axes.texts if text.get_text())
+    assert numbers == (sorted(f"{count:,}" for count in counts.ravel() if count) if classes <= 20 else [])
+    # Everything lies within the picture.
+    box, whole = axes.get_tightbbox(), drawn[0].bbox
+    assert 0 <= box.x0 < box.x1 <= whole.x1
+    assert 0 <= box.y0 < box.y1 <= whole.y1
+
+
 def test_a_figure_of_ones_own_is_saved(tmp_path):
     drawing, axes = report.figure(2, 1)
     axes.plot([0, 1], [1, 0])

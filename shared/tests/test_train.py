@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from resless import cli, models, weights
-from resless.config import DataConfig, EvalConfig, OptimConfig, RunConfig, TrainConfig, as_dict
+from resless.config import DataConfig, EvalConfig, NetworkOptions, OptimConfig, RunConfig, TrainConfig, as_dict
 from resless.data import load, stratified_split
 from resless.data.pipeline import Pipeline, Shards
 from resless.evaluate import evaluate
 from resless.evaluate import main as evaluate_folder
 from resless.recipes import TRAIN
 from resless.run import accelerator
-from resless.testing import forked, metrics
+from resless.testing import few_images, forked, metrics
 from resless.train import train
 from safetensors.torch import load_file
 
@@ -108,6 +108,38 @@ def test_the_mean_of_each_pixel_goes_into_the_model_folder_and_is_subtracted_in_
     rows = [line for line in (folder / "config.json").read_text().splitlines() if line.count(",") >= 7]
     assert [json.loads(row.strip().rstrip(",")) for row in rows] == found["mean"][0]
     assert "| mean | see config.json |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("alexnet", {}),
+        ("vgg11_bn", {}),
+        ("preresnet11", {"block": "bottleneck"}),
+        ("wrn10_1", {"dropout": 0.3}),
+        ("resnext11_2x2", {"expansion": 1}),
+        ("densenet_7_4", {"compression": 0.5}),
+        ("densenet_bc_10_4", {}),
+    ],
+)
+def test_every_network_is_trained_recorded_drawn_and_evaluated(model, options, tmp_path):
+    config = TrainConfig(
+        model=model,
+        network=NetworkOptions(**options),
+        optim=OptimConfig(lr=0.01, batch_size=32, epochs=1),
+        run=RunConfig(run_dir=str(tmp_path / "run"), mixed_precision="bf16", channels_last=True),
+    )
+    with few_images(64, 40):
+        result = train(config)
+        again = evaluate_folder(EvalConfig(model=str(tmp_path / "run" / "model"), channels_last=True))
+    (line,) = metrics(tmp_path / "run")
+    assert {"epoch", "lr", "train_loss", "train_accuracy"} <= line.keys()
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        assert picture.size == (1350, 540)
+    written = weights.from_pretrained(tmp_path / "run" / "model").spec
+    assert (written.name, written.options | options) == (model, written.options)
+    assert (result.images, again.images) == (40, 40)
+    assert again.loss == pytest.approx(result.loss, rel=0.05)
 
 
 def test_no_epochs_change_nothing_and_still_write_the_model(tmp_path, smoke):

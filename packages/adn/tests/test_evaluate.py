@@ -238,13 +238,11 @@ def test_images_for_statistics_are_of_all_classes(trained: Path, monkeypatch: py
 
     monkeypatch.setattr(pipeline, "load", by_class)
     seen: list[Tensor] = []
-    update_bn = evaluate_module.update_bn
 
-    def recorded(batches: Any, net: nn.Module) -> None:
+    def recorded(net: nn.Module, batches: Any, accelerator: Any) -> None:
         seen.append(torch.cat([labels for _, labels in batches]))
-        update_bn(batches, net)
 
-    monkeypatch.setattr(evaluate_module, "update_bn", recorded)
+    monkeypatch.setattr(evaluate_module, "recalibrate", recorded)
     main(EvalConfig(model=str(trained / "model"), recalibrate_bn=100, skip_cfg=(True,) * 3))
     assert len(seen[0]) == 100
     assert set(seen[0].tolist()) == set(range(10))

@@ -98,10 +98,12 @@ def train() -> None:
     def command() -> None:
         from resless.config import TrainConfig
         from resless.recipes import TRAIN
+        from resless.spellings import in_our_words
 
-        config = parse(
-            TrainConfig, TRAIN, prog="resless-train", description="Train a dense network, the baseline of all methods."
-        )
+        description = "Train a dense network, the baseline of all methods. A network can also be given as "
+        description += "`-a resnet --depth 110`, as by the usual CIFAR scripts, and so can their other options."
+        args = in_our_words(sys.argv[1:], TRAIN)
+        config = parse(TrainConfig, TRAIN, prog="resless-train", description=description, args=args)
         from resless.train import train
 
         train(config)

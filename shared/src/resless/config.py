@@ -207,15 +207,41 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True)
+class NetworkOptions:
+    """What a network is beyond its name. None leaves it to the network; an option that it has not is refused."""
+
+    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
+    """How a CIFAR ResNet changes stage: 1x1 convolution, every second pixel, or 2x2 average, with zero channels after
+    the others or, of a preresnet, on both sides (avgpool_centred); None means conv."""
+    block: Literal["basic", "bottleneck"] | None = None
+    """Kind of block of a CIFAR ResNet; None: what its depth allows, basic first, bottleneck for 164 layers."""
+    dropout: Annotated[float | None, tyro.conf.arg(aliases=["--drop"])] = None
+    """Probability of dropout in the blocks of a Wide ResNet or DenseNet; None means 0."""
+    compression: float | None = None
+    """Fraction of its channels that a DenseNet's transition gives on; None means 0.5 for densenet_bc, else 1."""
+    expansion: int | None = None
+    """Channels that the first stage of a ResNeXt gives out, in 64; None means 4."""
+
+    def __post_init__(self) -> None:
+        dropout, compression, expansion = self.dropout, self.compression, self.expansion
+        check(dropout is None or 0 <= dropout < 1, "--dropout", dropout, "at least 0 and below 1")
+        check(compression is None or 0 < compression <= 1, "--compression", compression, "above 0 and at most 1")
+        check(expansion is None or expansion > 0, "--expansion", expansion, "1 or more")
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not left to the network, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Dense training of one network: what `resless-train` does."""
 
     model: str = "lenet_300_100"
-    """Network: lenet_300_100, lenet5, resnet20, resnet32, preresnet110, ... (any depth 6n+2, or 9n+2 with bottlenecks);
-    or torchvision/resnet18 to 152, imagenet/preresnet18 to 152."""
-    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
-    """How a CIFAR ResNet changes stage: 1x1 convolution, every second pixel, or 2x2 average, with zero channels after
-    the others or, of a preresnet, on both sides (avgpool_centred); None means conv."""
+    """Network: lenet_300_100, lenet5, alexnet, vgg19_bn; resnet110, preresnet110 (depth), wrn28_10 (depth, widening),
+    resnext29_8x64 (depth, cardinality and width), densenet_bc_100_12, densenet_40_12 (depth and growth rate), each with
+    any other numbers that fit; imagenet/preresnet18 to 152; or torchvision/NAME, as torchvision/resnet50."""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
     """Model folder, or foreign checkpoint, whose weights the training starts from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -231,8 +257,7 @@ class EvalConfig:
     """Model folder, or the name of a network for `--weights`."""
     weights: str | None = None
     """Foreign checkpoint to load into the network that `--model` names."""
-    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
-    """Shortcut of that network, as for training."""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     split: Literal["test", "train"] = "test"
     """Images to evaluate on."""
     batch_size: int = 500
@@ -245,20 +270,28 @@ class EvalConfig:
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""
+    recalibrate_bn: int = 0
+    """Training images with which the statistics of batch norms are computed anew before evaluation; 0 keeps them."""
     output: str | None = None
     """JSON file to write the result to."""
+    confusion_matrix: str | None = None
+    """Picture (.png) to draw: how often images of each class are taken for each; its counts go into --output too."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
         check((self.mean is None) == (self.std is None), "--std", self.std, "given together with --mean")
         check_output(self.output)
+        check_output(self.confusion_matrix, "--confusion-matrix")
+        picture = self.confusion_matrix is None or Path(self.confusion_matrix).suffix == ".png"
+        check(picture, "--confusion-matrix", self.confusion_matrix, "a .png file")
 
 
-def check_output(path: str | None) -> None:
-    """Refuse an `--output` file for which there is no folder, before the work whose result it is to hold."""
+def check_output(path: str | None, option: str = "--output") -> None:
+    """Refuse a file for which there is no folder, before the work whose result it is to hold."""
     writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())
-    check(writable, "--output", path, "a file in a folder that exists")
+    check(writable, option, path, "a file in a folder that exists")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -16,12 +16,15 @@ class InputError(Exception):
     """
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not in `known`, with the nearest names first."""
+def unknown_name(kind: str, name: str, known: Iterable[str], shown: Iterable[str] | None = None) -> InputError:
+    """The error for a name that is not in `known`, with the nearest names first.
+
+    Where they are too many to list, `shown` says how they look.
+    """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+    return InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(shown or known)}")
 
 
 def check(condition: bool, field: str, value: object, allowed: str) -> None:

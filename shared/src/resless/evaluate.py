@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from resless.config import EvalConfig
-from resless.errors import InputError
+from resless.errors import InputError, check
+
+if TYPE_CHECKING:
+    from resless.data import Images, Stream
 
 MACS_IMAGES = 64
 Key = TypeVar("Key")
@@ -39,19 +42,38 @@ class Evaluation:
     images: int
 
 
-def evaluate(model: nn.Module, batches: Shares, accelerator: Accelerator) -> Evaluation:
+class Confusion:
+    """How often images of each class are taken for each: `counts` [class, predicted class], int64.
+
+    The counts are those of one process until `evaluate` has summed them. Images on the diagonal are right at first.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count images of logits [n, classes] and labels [n]."""
+        cells = labels * len(self.counts) + _ranked(logits)[:, 0]
+        self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+
+
+def evaluate(
+    model: nn.Module, batches: Shares, accelerator: Accelerator, confusion: Confusion | None = None
+) -> Evaluation:
     """Evaluate in eval mode, every image exactly once; the mode of the model is put back afterwards.
 
     Args:
         model: images [n, C, H, W] -> logits [n, classes], on the accelerator's device.
         batches: this process's share of the images; over all processes each image occurs once.
         accelerator: sums over the processes.
+        confusion: empty; holds the counts of all images afterwards, on every process.
 
     Raises:
         InputError: the loss is not finite.
         RuntimeError: the processes together did not see each image once.
     """
-    return evaluate_each(model, {"": model}, batches, accelerator)[""]
+    found = evaluate_each(model, {"": model}, batches, accelerator, {} if confusion is None else {"": confusion})
+    return found[""]
 
 
 @torch.inference_mode()
@@ -60,6 +82,7 @@ def evaluate_each(
     forwards: Mapping[Key, Callable[[torch.Tensor], torch.Tensor]],
     batches: Shares,
     accelerator: Accelerator,
+    confusions: Mapping[Key, Confusion] | None = None,
 ) -> dict[Key, Evaluation]:
     """`evaluate` of several ways to run one model, in one pass over the images.
 
@@ -67,7 +90,9 @@ def evaluate_each(
         model: what is in eval mode meanwhile.
         forwards: functions of images [n, C, H, W] that give logits [n, classes].
         batches, accelerator: as of `evaluate`, which says what is raised, too.
+        confusions: of those ways of which they are wanted, as of `evaluate`.
     """
+    confusions = confusions or {}
     average_buffers(model, accelerator)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -75,12 +100,16 @@ def evaluate_each(
     # counts stay exact and sums hardly depend on how the images were shared out.
     sums = torch.zeros(len(forwards), 4, dtype=torch.float64, device=accelerator.device)
     for images, labels in batches:
-        for row, forward in zip(sums, forwards.values(), strict=True):
+        for row, (name, forward) in zip(sums, forwards.items(), strict=True):
             with accelerator.autocast():
                 logits = forward(images)
             row += _row_sums(logits.float(), labels).sum(dim=0)
+            if name in confusions:
+                confusions[name].add(logits.float(), labels)
     for module, training in modes.items():
         module.training = training
+    for confusion in confusions.values():
+        confusion.counts = accelerator.reduce(confusion.counts, reduction="sum")
     rows = accelerator.reduce(sums, reduction="sum").tolist()
     return {name: _evaluation(row, batches.num_images) for name, row in zip(forwards, rows, strict=True)}
 
@@ -96,11 +125,15 @@ def _evaluation(sums: Sequence[float], num_images: int) -> Evaluation:
 
 def _row_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[n, 4] float64, a row an image: right at first, right among the first five, loss, 1."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = ranked == labels[:, None]
+    hits = _ranked(logits) == labels[:, None]
     losses = F.cross_entropy(logits, labels, reduction="none")
     columns = (hits[:, 0], hits.any(dim=1), losses, torch.ones_like(losses))
     return torch.stack([column.double() for column in columns], dim=1)
+
+
+def _ranked(logits: torch.Tensor) -> torch.Tensor:
+    """The classes of the five largest logits of each image, int64 [n, 5], fewer if there are fewer."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
 @torch.no_grad()
@@ -118,39 +151,67 @@ def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 def main(config: EvalConfig) -> Evaluation:
     """What `resless-eval` does: print and optionally write accuracy, parameters and MACs of one network."""
-    from resless import costs, models, weights  # the loops need only the functions above
-    from resless.data.pipeline import Pipeline, Shards, check_fit
-    from resless.report import table
+    from resless import costs, report  # the loops need only the functions above
+    from resless.calibrate import calibration_batches, recalibrate
+    from resless.data.pipeline import Pipeline, Shards
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)
-    shards = Shards.of(accelerator, config.channels_last)
-    preprocessing = {} if config.weights else weights.read_config(config.model)["preprocessing"]
-    if config.mean is not None:
-        preprocessing = preprocessing | {"mean": config.mean, "std": config.std}
-    data = Pipeline(config.data, seed=0, shards=shards, preprocessing=preprocessing)
+    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), _preprocessing(config))
     images = data.train if config.split == "train" else data.test
-    if config.weights is None:
-        model = weights.from_pretrained(config.model)
-        check_fit(model, images)
-    else:
-        model = models.create_for(config.model, images, shortcut=config.shortcut)
-        weights.load(model, config.weights)
+    model = _network(config, images)
     batches = data.evaluation(images, config.batch_size)
     # Of real images, on average: what a network executes may depend on them.
     blank = torch.zeros(1, *images.image_shape)  # for a process without any image
     some = next(iter(batches), (blank,))[0][:MACS_IMAGES].cpu()
     cost = {"parameters": costs.count_parameters(model), "macs": round(costs.macs(model, some) / len(some))}
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
-    result = evaluate(model, batches, accelerator)
+    if config.recalibrate_bn:
+        drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
+        recalibrate(accelerator.unwrap_model(model), drawn, accelerator)
+    confusion = None if config.confusion_matrix is None else Confusion(images.num_classes, accelerator.device)
+    result = evaluate(model, batches, accelerator, confusion)
     if accelerator.is_main_process:
         row = [f"{result.images:,}", f"{100 * result.top1:.2f}", f"{100 * result.top5:.2f}", f"{result.loss:.4f}"]
         costs_row = [f"{cost['parameters']:,}", f"{cost['macs']:,}"]
         columns = [f"{config.split} images", "top-1 %", "top-5 %", "loss", "parameters", "MACs"]
-        table(config.weights or config.model, columns, [row + costs_row])
+        report.table(config.weights or config.model, columns, [row + costs_row])
+        written = asdict(result) | cost
+        if confusion is not None:
+            counts = confusion.counts.cpu()
+            report.confusion_matrix(counts.numpy(), images.class_names, Path(str(config.confusion_matrix)))
+            written["confusion"] = counts.tolist()
         if config.output is not None:
-            Path(config.output).write_text(json.dumps(asdict(result) | cost, indent=1) + "\n", encoding="utf-8")
+            Path(config.output).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _preprocessing(config: EvalConfig) -> dict[str, Any]:
+    """What the network expects of its images: as the model folder has it, but for what is given."""
+    from resless import weights
+
+    recorded = {} if config.weights else weights.read_config(config.model)["preprocessing"]
+    return recorded if config.mean is None else recorded | {"mean": config.mean, "std": config.std}
+
+
+def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
+    """The network of the model folder; or that which `--model` names, for these images, with the weights of a file.
+
+    Raises:
+        InputError: there is none, or it does not fit the images or the weights.
+    """
+    from resless import calibrate, models, weights
+    from resless.data.pipeline import check_fit
+
+    if config.weights is None:
+        model = weights.from_pretrained(config.model)
+        check_fit(model, images)
+    else:
+        model = models.create_for(config.model, images, **config.network.given())
+        weights.load(model, config.weights)
+    useful = not config.recalibrate_bn or calibrate.batch_norms(model)
+    check(bool(useful), "--recalibrate-bn", config.recalibrate_bn, f"0 for {config.model}, which has no batch norm")
+    return model
 
 
 if __name__ == "__main__":

@@ -94,6 +94,42 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(drawing, path)
 
 
+MOST_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
+MOST_NAMES = 150  # classes up to which its axes name each
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """A row a class, a column a predicted class: which part of the row's images was taken for the column's class.
+
+    Args:
+        counts: images, [class, predicted class].
+        class_names: of both axes; shown for 150 classes at most.
+        path: of the picture.
+    """
+    from matplotlib.colors import PowerNorm
+
+    classes = len(class_names)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))  # a class may have no images
+    inches = 0.55 if classes <= MOST_NUMBERS else 0.13 if classes <= MOST_NAMES else 0.0
+    side = max(5.0, 3.5 + inches * classes)
+    drawing = canvas(side + 0.8, side)
+    axes = drawing.add_subplot()
+    # Beside a good diagonal, the rest would hardly be seen on a linear scale.
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
+    drawing.colorbar(picture, ax=axes, aspect=40, pad=0.02, label="fraction of the class")
+    right = counts.trace() / max(1, counts.sum())
+    axes.set(xlabel="predicted class", ylabel="class", title=f"{counts.sum():,} images, {100 * right:.2f} % right")
+    if classes <= MOST_NAMES:
+        size = 9 if classes <= MOST_NUMBERS else 6
+        axes.set_xticks(range(classes), class_names, rotation=90, fontsize=size)
+        axes.set_yticks(range(classes), class_names, fontsize=size)
+    if classes <= MOST_NUMBERS:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:,}" if count else "", ha="center", va="center", fontsize=8, color=colour)
+    save(drawing, path)
+
+
 def histogram(
     values: Mapping[str, np.ndarray], thresholds: Mapping[str, float], path: Path, *, xlabel: str, title: str
 ) -> None:

@@ -19,13 +19,13 @@ from resless.run import Run
 
 def train(config: TrainConfig) -> Evaluation:
     """Train `config.model`, write the run folder, and return its accuracy on the test images."""
-    models.check_name(config.model)
+    models.check_options(config.model, config.network.given())
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
         data = Pipeline(config.data, config.run.seed, run.shards)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
-        model = models.create_for(config.model, data.train, shortcut=config.shortcut)
+        model = models.create_for(config.model, data.train, **config.network.given())
         if config.pretrained is not None:
             weights.load(model, config.pretrained)
         optimizer = optim.build(model.parameters(), config.optim)

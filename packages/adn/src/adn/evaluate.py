@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from resless import costs, latency, weights
+from resless.calibrate import calibration_batches, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.evaluate import Evaluation, evaluate_each
@@ -19,7 +20,6 @@ from resless.report import table
 from resless.run import Run
 from resless.run import accelerator as new_accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from adn.config import EvalConfig
 from adn.extract import extract
@@ -123,9 +123,10 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
         net.relink()
     batches, found = data.evaluation(images, config.batch_size), dict[str, Evaluation]()
     if config.recalibrate_bn:
+        drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
         for skip in wanted:  # configurations share norms, each is to have statistics of its own: a copy
             plain = extract(net, skip)
-            recalibrate(plain, data, config)
+            recalibrate(plain, drawn, accelerator)
             found |= evaluate_each(plain, {letters(skip): plain}, batches, accelerator)
     else:
         found = evaluate_each(net, {letters(skip): partial(net, skip=skip) for skip in wanted}, batches, accelerator)
@@ -159,14 +160,6 @@ def loaded(config: EvalConfig, num_classes: int, image_shape: Sequence[int]) -> 
     adaptive = create(config.model, num_classes=num_classes, in_channels=image_shape[0], **options)
     load_original(adaptive, config.weights, ema=config.ema)
     return adaptive.eval()
-
-
-def recalibrate(net: nn.Module, data: Pipeline, config: EvalConfig) -> None:
-    """Compute the statistics of a network's batch norms anew, from training images as they are evaluated."""
-    kept = data.split[0]
-    # Drawn: the first ones may all be of one class.
-    drawn = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[: config.recalibrate_bn]
-    update_bn(data.evaluation(data.train, config.batch_size, kept[drawn]), net)
 
 
 def add_latency(

@@ -104,7 +104,12 @@ class Stream:
 
     @property
     def num_classes(self) -> int:
-        return len(self.samples.class_names)
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each class."""
+        return self.samples.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -35,41 +35,110 @@ class Spec:
 
 @dataclass(frozen=True)
 class _Family:
-    """Networks that one function builds. Numbers in the name are the pattern's groups and the function's arguments."""
+    """Networks that one function builds. What the name holds are the pattern's groups and the function's arguments."""
 
     pattern: str
     builder: str
     """`module:function`, in this package."""
     names: tuple[str, ...]
     """The names to list; the pattern may match more."""
+    form: str
+    """How the names look, for messages that cannot list them all."""
     check: Callable[..., object] | None = None
-    """Torch-free check of the numbers in the name."""
+    """Torch-free check of what the name holds."""
+    takes: tuple[str, ...] = ()
+    """Those of the function's options that a command line may give, by their names there."""
 
+
+_NUMBER = "[1-9][0-9]{0,4}"
 
 _FAMILIES = (
-    _Family("lenet_300_100", "lenet:lenet_300_100", ("lenet_300_100",)),
-    _Family("lenet5", "lenet:lenet5", ("lenet5",)),
+    _Family("lenet_300_100", "lenet:lenet_300_100", ("lenet_300_100",), "lenet_300_100"),
+    _Family("lenet5", "lenet:lenet5", ("lenet5",), "lenet5"),
+    _Family("alexnet", "alexnet:alexnet", ("alexnet",), "alexnet"),
     _Family(
-        "resnet(?P<depth>[1-9][0-9]{0,4})",
+        "vgg(?P<depth>11|13|16|19)",
+        "vgg:vgg",
+        tuple(f"vgg{depth}" for depth in (11, 13, 16, 19)),
+        "vggDEPTH",
+    ),
+    _Family(
+        "vgg(?P<depth>11|13|16|19)_bn",
+        "vgg:vgg_bn",
+        tuple(f"vgg{depth}_bn" for depth in (11, 13, 16, 19)),
+        "vggDEPTH_bn",
+    ),
+    _Family(
+        f"resnet(?P<depth>{_NUMBER})",
         "resnet:resnet",
         tuple(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110, 164, 1001, 1202)),
+        "resnetDEPTH",
         checks.cifar_depth,
+        takes=("shortcut", "block"),
     ),
     _Family(
-        "torchvision/resnet(?P<depth>18|34|50|101|152)",
-        "torchvision_resnet:resnet",
-        tuple(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    ),
-    _Family(
-        "preresnet(?P<depth>[1-9][0-9]{0,4})",
+        f"preresnet(?P<depth>{_NUMBER})",
         "preresnet:preresnet",
         tuple(f"preresnet{depth}" for depth in (8, 20, 32, 56, 110, 164, 1001)),
+        "preresnetDEPTH",
         checks.cifar_depth,
+        takes=("shortcut", "block"),
+    ),
+    _Family(
+        f"wrn(?P<depth>{_NUMBER})_(?P<widening>{_NUMBER})",
+        "wide_resnet:wide_resnet",
+        ("wrn16_4", "wrn16_8", "wrn22_8", "wrn28_10", "wrn40_2", "wrn40_4"),
+        "wrnDEPTH_WIDENING",
+        checks.wide_resnet,
+        takes=("dropout",),
+    ),
+    _Family(
+        f"resnext(?P<depth>{_NUMBER})_(?P<cardinality>{_NUMBER})x(?P<width>{_NUMBER})",
+        "resnext:resnext",
+        ("resnext29_8x16", "resnext29_8x64", "resnext29_16x64"),
+        "resnextDEPTH_CARDINALITYxWIDTH",
+        checks.resnext,
+        takes=("expansion",),
+    ),
+    _Family(
+        f"densenet_(?P<depth>{_NUMBER})_(?P<growth>{_NUMBER})",
+        "densenet:densenet",
+        ("densenet_40_12", "densenet_100_12", "densenet_100_24"),
+        "densenet_DEPTH_GROWTH",
+        checks.densenet,
+        takes=("compression", "dropout"),
+    ),
+    _Family(
+        f"densenet_bc_(?P<depth>{_NUMBER})_(?P<growth>{_NUMBER})",
+        "densenet:densenet_bc",
+        ("densenet_bc_40_12", "densenet_bc_100_12", "densenet_bc_250_24", "densenet_bc_190_40"),
+        "densenet_bc_DEPTH_GROWTH",
+        checks.densenet_bc,
+        takes=("compression", "dropout"),
     ),
     _Family(
         "imagenet/preresnet(?P<depth>18|34|50|101|152)",
         "preresnet:imagenet_preresnet",
         tuple(f"imagenet/preresnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        "imagenet/preresnetDEPTH",
+    ),
+    _Family(
+        "torchvision/resnet(?P<depth>18|34|50|101|152)",
+        "torchvision_resnet:resnet",
+        tuple(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        "torchvision/resnetDEPTH",
+    ),
+    _Family(
+        f"torchvision/(?P<name>{'|'.join(checks.TORCHVISION_NETWORKS)})",
+        "torchvision_networks:network",
+        tuple(f"torchvision/{name}" for name in checks.TORCHVISION_NETWORKS),
+        "torchvision/NAME",
+    ),
+    _Family(
+        f"torchvision/(?P<name>{'|'.join(checks.TORCHVISION_TRANSFORMERS)})",
+        "torchvision_networks:vision_transformer",
+        tuple(f"torchvision/{name}" for name in checks.TORCHVISION_TRANSFORMERS),
+        "torchvision/vit_NAME",
     ),
 )
 
@@ -78,13 +147,22 @@ ENTRY_POINTS = "resless.models"
 
 
 def names() -> list[str]:
-    """The names of the dense networks, sorted; ResNets of any other valid depth can be created too."""
+    """The names of the dense networks, sorted; families with numbers in their names take any other valid ones too."""
     return sorted(name for family in _FAMILIES for name in family.names)
 
 
 def check_name(name: str) -> None:
     """Raise InputError unless `create(name)` knows this network and its depth. Does not import torch."""
     _parse(name)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise InputError unless a network of this name takes these options of the command line. Does not import torch."""
+    taken = _parse(name)[0].takes
+    for option in options:
+        if option not in taken:
+            forms = [family.form for family in _FAMILIES if option in family.takes]
+            raise InputError(f"--{option} does not fit {name}: networks that take it are {', '.join(forms)}")
 
 
 def is_known(name: str) -> bool:
@@ -96,11 +174,11 @@ def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options:
     """A freshly initialised network, in training mode: images [N, C, H, W] -> logits [N, num_classes].
 
     Args:
-        name: one of `names()`, or a ResNet of any other depth 6n+2 or 9n+2, such as resnet26.
+        name: one of `names()`, or one with other valid numbers, such as resnet26, wrn22_3 or resnext38_4x32.
         num_classes: number of logits.
         in_channels: C of the images.
-        **options: what the network's builder takes, see `resnet.resnet`, `preresnet.preresnet`,
-            `lenet.lenet_300_100`, `lenet.lenet5`.
+        **options: what the network's builder takes, see `option_defaults` and the builders' own words, such as
+            `resnet.resnet`, `wide_resnet.wide_resnet`, `densenet.densenet`, `lenet.lenet5`.
 
     Raises:
         InputError: unknown name or option, or a value out of range.
@@ -123,7 +201,7 @@ def create_for(name: str, images: Images | Stream, **options: Any) -> nn.Module:
 
 def build(spec: Spec) -> nn.Module:
     """The network that a spec describes; see `create`."""
-    builder, numbers = _builder(spec.name)
+    builder, from_name = _builder(spec.name)
     required = {
         "num_classes": checks.whole_number("num_classes", spec.num_classes),
         "in_channels": checks.whole_number("in_channels", spec.in_channels),
@@ -135,7 +213,7 @@ def build(spec: Spec) -> nn.Module:
     for option, default in defaults.items():
         if default is inspect.Parameter.empty and option not in spec.options:
             raise InputError(f"{spec.name} cannot be built without the option {option}")
-    model = builder(**numbers, **required, **spec.options)
+    model = builder(**from_name, **required, **spec.options)
     model.spec = replace(spec, options={key: _frozen(value) for key, value in (defaults | spec.options).items()})  # type: ignore[assignment]
     return model
 
@@ -153,35 +231,36 @@ def option_defaults(name: str) -> dict[str, Any]:
 
     Raises InputError for an unknown name.
     """
-    builder, numbers = _builder(name)
-    own = numbers.keys() | {"num_classes", "in_channels"}
+    builder, from_name = _builder(name)
+    own = from_name.keys() | {"num_classes", "in_channels"}
     parameters = inspect.signature(builder).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name not in own}
 
 
-def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, int]]:
-    """The function that builds a network, and the numbers in the name, which it takes as arguments."""
+def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """The function that builds a network, and those of its arguments that the name holds."""
     if not _is_own(name):
         for added in entry_points(group=ENTRY_POINTS, name=name):
             return added.load(), {}
-    family, numbers = _parse(name)
+    family, from_name = _parse(name)
     module, function = family.builder.split(":")
-    return getattr(import_module(f"resless.models.{module}"), function), numbers
+    return getattr(import_module(f"resless.models.{module}"), function), from_name
 
 
 def _is_own(name: str) -> bool:
     return any(re.fullmatch(family.pattern, name) for family in _FAMILIES)
 
 
-def _parse(name: str) -> tuple[_Family, dict[str, int]]:
-    """The family of a name and the numbers in it."""
+def _parse(name: str) -> tuple[_Family, dict[str, Any]]:
+    """The family of a name and what the name holds, digits as numbers."""
     for family in _FAMILIES:
         if match := re.fullmatch(family.pattern, name):
-            numbers = {key: int(digits) for key, digits in match.groupdict().items()}
+            groups = match.groupdict()
+            from_name = {key: int(text) if text.isdecimal() else text for key, text in groups.items()}
             if family.check is not None:
-                family.check(**numbers)
-            return family, numbers
-    raise unknown_name("model", name, names())
+                family.check(**from_name)
+            return family, from_name
+    raise unknown_name("model", name, names(), shown=[family.form for family in _FAMILIES])
 
 
 def _frozen(value: Any) -> Any:

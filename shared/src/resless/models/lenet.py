@@ -40,9 +40,9 @@ class LeNet300100(nn.Module):
         self.fc2 = nn.Linear(widths[0], widths[1])
         self.fc3 = nn.Linear(widths[1], num_classes)
         self.register_buffer("inputs", _index(inputs), persistent=False)
+        self.register_forward_pre_hook(_check_images)
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_images(x, self.image_shape)
         x = _kept(x.flatten(1), self.inputs)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
@@ -69,9 +69,9 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(num_features, widths[2])
         self.fc2 = nn.Linear(widths[2], num_classes)
         self.register_buffer("features", _index(features), persistent=False)
+        self.register_forward_pre_hook(_check_images)
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_images(x, self.image_shape)
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = _kept(x.flatten(1), self.features)
@@ -148,7 +148,9 @@ def _kept(x: Tensor, indices: Tensor | None) -> Tensor:
     return x if indices is None else x.index_select(1, indices)
 
 
-def _check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
-    # Indices into a flattened image of another size would silently read other pixels.
-    if x.shape[1:] != image_shape:
-        raise InputError(f"the images are {tuple(x.shape[1:])}, but this network takes (C, H, W) = {image_shape}")
+def _check_images(model: LeNet300100 | LeNet5, args: tuple[Tensor]) -> None:
+    # Indices into a flattened image of another size would silently read other pixels. Before the forward pass and not
+    # in it, which torch.fx can then trace.
+    shape = tuple(args[0].shape[1:])
+    if shape != model.image_shape:
+        raise InputError(f"the images are {shape}, but this network takes (C, H, W) = {model.image_shape}")

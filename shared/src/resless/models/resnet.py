@@ -216,11 +216,16 @@ def kept_of(
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """He normal initialisation over the fan-out, in place, of all convolutions (arXiv 1502.01852, section 2.2)."""
+    """He normal initialisation over the fan-out, in place, of all convolutions (arXiv 1502.01852, section 2.2).
+
+    Their biases, where they have any, start from zero.
+    """
     for module in model.modules():
         # A network on the meta device has no values; drawing them all the same would import sympy, for seconds.
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def resnet(
