@@ -41,9 +41,9 @@ class Options:
     """Standard deviation, likewise."""
     penalties: tuple[float, ...] = (-4.5,)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: tuple[float, ...] = (-3.0, -5.0, -8.0)
+    again: tuple[float, ...] = (-3.0,)
     """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
-    pictures: str = "penalty-4.5-again-5"
+    pictures: str = "penalty-4.5-again-3"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""

@@ -80,9 +80,10 @@ _SHORT_AGAIN = replace(
     _SHORT_FINETUNE,
     pretrained="runs/R32_C10_short-finetuned/model",
     teacher="runs/R32_C10_short-curriculum/model",
+    penalty=-3.0,
     alpha=0.98,
     entropy_bonus=0.0,
-    optim=Optim("sgd", lr=0.05, weight_decay=5e-4, batch_size=128, epochs=12, schedule="cosine"),
+    optim=Optim("sgd", lr=0.05, weight_decay=5e-4, batch_size=128, epochs=10, schedule="cosine"),
     run=_run("R32_C10_short-again"),
 )
 
