@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-import torch
 from resless import costs, models
 from resless.calibrate import calibration_batches, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.report import table
 from resless.run import accelerator as new_accelerator
-from torch import nn
 
 from deephoyer import loading
-from deephoyer.compact import compact
+from deephoyer.compact import compact, mac_counter
 from deephoyer.config import PruneConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import least_power_of_two, trial_cut
+from deephoyer.prune import least_power_of_two, trial_cuts
 
-STEPS = 12
-"""Sensitivities that are tried where none are given."""
+FINENESS = 2 ** (1 / 8)
+"""Ratio of the sensitivities that are looked at where none are given,"""
+STEP = 0.05
+"""and the part of the dense network's MACs by which those that are shown differ, or more."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,15 @@ def dry_run(config: PruneConfig) -> list[Point]:
     model = source.network(partial(models.create_for, config.model[0], data.train))
     check_fit(model, data.train)
     held_out = data.held_out() if config.data.holdout else None
+    cut_at, count = trial_cuts(model, config, data.example), mac_counter(model, data.example, config.round_to)
 
-    def trial_at(sensitivity: float) -> nn.Module:
-        return trial_cut(model, replace(config, sensitivity=sensitivity), data.example)
-
-    def cuts(sensitivity: float) -> bool:
-        pairs = zip(trial_at(sensitivity).parameters(), model.parameters(), strict=True)
-        return any(not torch.equal(after, before) for after, before in pairs)
+    def macs_at(sensitivity: float) -> int:
+        return count(cut_at(sensitivity))
 
     points, end = [], ""
-    for sensitivity in config.sweep or _steps(least_power_of_two(cuts)):
+    for sensitivity in config.sweep or _worth_showing(macs_at):
         try:
-            trial = trial_at(sensitivity)
+            trial = cut_at(sensitivity)
             small = compact(trial, data.example, config.round_to)
         except EmptyLayer as error:
             end = f"at {sensitivity:.3g}: {error}"
@@ -74,9 +72,24 @@ def dry_run(config: PruneConfig) -> list[Point]:
     return points
 
 
-def _steps(first: float) -> list[float]:
-    """From half the first power of two that cuts anything on, each 1.4 times the one before it."""
-    return [first * 2 ** (step / 2 - 1) for step in range(STEPS)]
+def _worth_showing(macs_at: Callable[[float], int]) -> list[float]:
+    """Sensitivities between which the MACs fall by a step or more; the last one leaves nothing of a layer."""
+    dense = macs_at(0.0)
+    shown, least, sensitivity = [0.0], float(dense), least_power_of_two(lambda value: _left(macs_at, value) < dense) / 2
+    while (macs := _left(macs_at, sensitivity)) > 0:
+        if macs <= least - STEP * dense:
+            shown.append(sensitivity)
+            least = macs
+        sensitivity *= FINENESS
+    return [*shown, sensitivity]
+
+
+def _left(macs_at: Callable[[float], int], sensitivity: float) -> int:
+    """MACs, 0 where nothing is left of a layer."""
+    try:
+        return macs_at(sensitivity)
+    except EmptyLayer:
+        return 0
 
 
 def _print(points: list[Point], dense: int, title: str) -> None:

@@ -277,7 +277,7 @@ class _Planner:
             rows, columns, folded = self._mixing_backwards(layer, layer.core, rows, source, why)
         else:
             if isinstance(layer.core, Norm):
-                rows = self._rounded(rows, rows, why)
+                rows = self._rounded(rows, torch.zeros(len(rows)), why)
             columns, folded = rows, torch.zeros(len(rows), dtype=torch.double)
         value.wanted[layer.outputs] = rows
         source.wanted[layer.inputs[columns]] = True
@@ -296,24 +296,26 @@ class _Planner:
             expanded, columns = kept.repeat_interleave(used.shape[1]), kept.repeat_interleave(used.shape[2])
             why += ["whole groups"] if (expanded & ~rows).any() else []
             return expanded, columns, torch.zeros(len(rows), dtype=torch.double)
-        rows = self._rounded(rows, rows, why)
+        rows = self._rounded(rows, torch.zeros(len(rows)), why)
         read = constant.isnan() if _folds(core) else constant != 0
         columns = used[0][rows].any(dim=0) & read
         if not columns.any():
             columns[0] = True
-        columns = self._rounded(columns, source.wanted[layer.inputs], why)
+        # Rather what is computed anyway, for somebody else, than zeros, which somebody would have to compute.
+        cost = 2 * source.blank[layer.inputs].int() + (~source.wanted[layer.inputs]).int()
+        columns = self._rounded(columns, cost, why)
         left_out = constant.nan_to_num().masked_fill(columns, 0.0)
         folded = _effect(core, left_out) if _folds(core) else torch.zeros(len(rows), dtype=torch.double)
         return rows, columns, folded
 
-    def _rounded(self, chosen: Tensor, rather: Tensor, why: list[str]) -> Tensor:
-        """`chosen` with more, first of those that are `rather` wanted, up to a multiple of --round-to, or all."""
+    def _rounded(self, chosen: Tensor, cost: Tensor, why: list[str]) -> Tensor:
+        """`chosen` with more, those of the least `cost`, up to a multiple of --round-to, or all."""
         missing = -int(chosen.sum()) % self._round_to
         more = (~chosen).nonzero().flatten()
         if not missing or not len(more):
             return chosen
         why.append(f"multiple of {self._round_to}")
-        order = (~rather[more]).int().argsort(stable=True)
+        order = cost[more].argsort(stable=True)
         return chosen.index_fill(0, more[order[:missing]], True)
 
     # -- blocks without a residual branch

@@ -133,11 +133,11 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
         return config.sensitivity
 
     # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
-    macs = mac_counter(model, example, config.round_to)
+    macs, cut_at = mac_counter(model, example, config.round_to), trial_cuts(model, config, example)
 
     def left(sensitivity: float) -> int:
         try:
-            trial = trial_cut(model, replace(config, sensitivity=sensitivity), example)
+            trial = cut_at(sensitivity)
             if config.target_macs is None:
                 return sum(int(weight.count_nonzero()) for weight in prunable(trial).values())
             return macs(trial)
@@ -151,12 +151,16 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
     return high
 
 
-def trial_cut(model: nn.Module, config: PruneConfig, example: Tensor) -> nn.Module:
-    """A copy of the network, cut at `--sensitivity`. Raises EmptyLayer as `cut` does."""
-    trial = copy.deepcopy(model)
-    limits = thresholds(model, config, example)
-    cut(trial, limits, config.rule, followers(trial, example), config.round_to)
-    return trial
+def trial_cuts(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[float], nn.Module]:
+    """A function that gives a copy of the network, cut at a sensitivity. It raises EmptyLayer as `cut` does."""
+    follow = followers(model, example)
+
+    def cut_at(sensitivity: float) -> nn.Module:
+        trial, limits = copy.deepcopy(model), thresholds(model, replace(config, sensitivity=sensitivity), example)
+        cut(trial, limits, config.rule, follow, config.round_to)
+        return trial
+
+    return cut_at
 
 
 def least_power_of_two(holds: Callable[[float], bool]) -> float:
@@ -167,19 +171,20 @@ def least_power_of_two(holds: Callable[[float], bool]) -> float:
     return 2.0**exponent
 
 
-def followers(model: nn.Module, example: Tensor) -> dict[str, list[Tensor]]:
-    """By the name of a convolution's weight, what makes a filter of zeros put out something else than zero: its bias,
-    and scale and shift of the batch norm that follows it. Empty for LeNets, where constants are folded.
+def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
+    """By the name of a convolution's weight, those of what makes a filter of zeros put out something else than zero:
+    its bias, scale and shift of the batch norm that follows it. Empty for LeNets, where constants are folded.
 
     Raises:
         InputError: a network that `compact` cannot follow.
     """
     if isinstance(model, LENETS):
         return {}
+    names = {parameter: name for name, parameter in model.named_parameters()}
     found = {}
     for name, (convolution, norm) in normalised(model, example).items():
         tensors = [convolution.bias, *([] if norm is None else [norm.weight, norm.bias])]
-        found[f"{name}.weight"] = [tensor for tensor in tensors if tensor is not None]
+        found[f"{name}.weight"] = [names[tensor] for tensor in tensors if tensor is not None]
     return found
 
 
@@ -188,7 +193,7 @@ def cut(
     model: nn.Module,
     limits: dict[str, float],
     rule: str,
-    follow: Mapping[str, Sequence[Tensor]] | None = None,
+    follow: Mapping[str, Sequence[str]] | None = None,
     round_to: int = 1,
 ) -> list[tuple[Tensor, Tensor]]:
     """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
@@ -197,7 +202,7 @@ def cut(
         model: the network.
         limits: threshold of each of its `prunable` tensors.
         rule: `group` or `elementwise`.
-        follow: vectors that are cut with the filters of a tensor, see `followers`.
+        follow: names of the vectors that are cut with the filters of a tensor, see `followers`.
         round_to: see `method.group_mask`.
 
     Raises:
@@ -205,7 +210,7 @@ def cut(
             others.
     """
     # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
-    masks = []
+    parameters, masks = dict(model.named_parameters()), []
     for name, weight in prunable(model).items():
         by_group = rule == "group"
         mask = (
@@ -220,7 +225,7 @@ def cut(
         masks.append((weight, mask))
         if by_group:
             kept = mask.flatten(1).any(dim=1)
-            masks += [(vector, kept) for vector in (follow or {}).get(name, ())]
+            masks += [(parameters[vector], kept) for vector in (follow or {}).get(name, ())]
     fix_zeros(masks)
     return masks
 
