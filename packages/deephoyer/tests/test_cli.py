@@ -76,7 +76,7 @@ def test_bad_pruning_configurations_are_refused(fields: dict, message: str) -> N
 
 def test_every_recipe_is_complete() -> None:
     assert set(recipes.TRAIN) == set(recipes.PRUNE)
-    assert len(recipes.TRAIN) == 5
+    assert len(recipes.TRAIN) == 9
     for name, recipe in recipes.TRAIN.items():
         pruning = recipes.PRUNE[name]
         assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == (pruning.rule == "group")

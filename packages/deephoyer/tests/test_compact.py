@@ -121,15 +121,6 @@ def test_model_folder_rebuilds_the_compacted_network(name: str, tmp_path) -> Non
     assert torch.equal(loaded(images(name)), small(images(name)))
 
 
-def test_other_kinds_of_network_are_refused_and_stay_usable() -> None:
-    model = models.create("resnet8").eval()
-    example = torch.randn(2, 3, 32, 32)
-    before = model(example)
-    with pytest.raises(InputError, match=r"cannot follow a .*known are LeNet300100 and LeNet5"):
-        compact(model, example)
-    assert torch.equal(model(example), before)
-
-
 def test_a_network_with_nothing_left_is_refused() -> None:
     model = network("lenet5")
     with torch.no_grad():

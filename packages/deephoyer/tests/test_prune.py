@@ -10,8 +10,8 @@ import pytest
 import torch
 from deephoyer import evaluate
 from deephoyer import prune as stage
-from deephoyer.compact import EmptyLayer
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
+from deephoyer.plan import EmptyLayer
 from deephoyer.prune import at_target, cut, prune, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.sweep import Point, choose, sweep_strengths, sweep_thresholds

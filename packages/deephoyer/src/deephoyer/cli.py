@@ -32,7 +32,11 @@ def prune() -> None:
     def command() -> None:
         description = "Cut the small weights or groups of a trained network, and fine-tune the rest."
         config = parse(configs.PruneConfig, recipes.PRUNE, prog="deephoyer-prune", description=description)
-        if config.sweep:
+        if config.dry_run:
+            from deephoyer.curve import dry_run
+
+            dry_run(config)
+        elif config.sweep:
             from deephoyer.sweep import sweep_thresholds
 
             sweep_thresholds(config)

@@ -1,156 +1,172 @@
-"""Make zeros disappear: a smaller dense network with the same outputs; and `deephoyer-compact`.
-
-A unit (a filter, or a row of a linear layer) goes if nothing reads it, or if it reads nothing. One that reads nothing
-still puts out a constant, relu(bias): that constant is folded into the biases of the layer that reads it, which is
-exact here because LeNet's convolutions have no padding. Taking a unit away can leave others without readers or
-inputs, so the rules are applied until nothing changes.
-"""
+"""Make zeros disappear: a smaller dense network with the same outputs; and `deephoyer-compact`."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from resless import costs, latency, models, weights
 from resless.errors import InputError
-from resless.models.lenet import LeNet5, LeNet300100, lenet5_pooled_size
+from resless.models import shrunk
+from resless.models.lenet import LeNet5, LeNet300100
 from resless.report import table
 from torch import Tensor, nn
 
+from deephoyer import loading
 from deephoyer.config import CompactConfig
+from deephoyer.export import check_onnx, export_onnx
+from deephoyer.graph import Kind, trace
+from deephoyer.lenets import compact_lenet
+from deephoyer.plan import Kept, Plan, plan
 
 TOLERANCE = 1e-5
-
-
-class EmptyLayer(InputError):
-    """Nothing would be left of a layer."""
+LENETS = (LeNet300100, LeNet5)
+MAX_LISTED = 10
+"""Layers of a network whose widths are listed one by one."""
 
 
 @torch.no_grad()
-def compact(model: nn.Module, example: Tensor) -> nn.Module:
+def compact(model: nn.Module, example: Tensor, round_to: int = 1) -> nn.Module:
     """The network without its zeros, in eval mode, with outputs equal to 1e-5 (of the largest logit) in float32.
 
     Args:
-        model: a LeNet made by `resless.models.create`, pruned or not; it is not changed.
+        model: a network, pruned or not; it is not changed.
         example: an input of it, [N, C, H, W], on which both outputs are compared.
+        round_to: keep so many zeros that convolutions and linear layers have multiples of this as widths, or all;
+            LeNets do not.
 
     Raises:
-        InputError: the network is of a kind whose layers this cannot follow; it stays usable as it is.
+        InputError: the network holds something that this cannot follow, which is named; it stays usable as it is.
         EmptyLayer: nothing is left of a layer.
         RuntimeError: the outputs differ.
     """
-    if not isinstance(model, LeNet300100 | LeNet5):
-        known = "known are LeNet300100 and LeNet5"
-        raise InputError(f"compact cannot follow a {type(model).__name__}: {known}; use it as it is")
-    layers = _layers(model)
-    _silence(layers)
-    shrink = _compact_lenet5(model, layers) if isinstance(model, LeNet5) else _compact_lenet_300_100(model, layers)
-    small = shrink.to(example.device).eval()
-    _check_equal(model, small, example)
-    return small
+    return explained(model, example, round_to)[0]
 
 
-@dataclass
-class _Layer:
-    """A copy of one layer: weight [O, I, ...] and bias [O], zeroed in place where units are taken away."""
-
-    name: str
-    weight: Tensor
-    bias: Tensor
-
-    def rows(self) -> Tensor:
-        """[O] bool: the units that read anything."""
-        return (self.weight != 0).flatten(1).any(dim=1)
-
-    def columns(self) -> Tensor:
-        """[I] bool: the inputs that are read."""
-        return (self.weight != 0).transpose(0, 1).flatten(1).any(dim=1)
-
-
-def _silence(layers: list[_Layer]) -> None:
-    """Zero every unit that is not read or reads nothing, until each unit left does both."""
-    pairs = list(itertools.pairwise(layers))
-    while sum(_silence_between(layer, reader) for layer, reader in pairs):
-        pass
-
-
-def _silence_between(layer: _Layer, reader: _Layer) -> int:
-    """One pass over the units of `layer`, which `reader` reads after a ReLU (and pooling): how many went."""
-    positions = reader.weight.shape[1] // layer.weight.shape[0]  # columns of the reader for each unit: 16 after flatten
-    by_unit = reader.weight.unflatten(1, (-1, positions))  # [O', O, positions, ...]
-    reads, is_read = layer.rows(), reader.columns().view(-1, positions).any(dim=1)
-    constant, unread = is_read & ~reads, reads & ~is_read
-    if constant.any():
-        # Pooling keeps a constant, and without padding every output position sees all of the kernel.
-        effect = by_unit[:, constant].sum(dim=tuple(range(2, by_unit.dim())))  # [O', constant units]
-        reader.bias += effect @ layer.bias[constant].relu()
-        by_unit[:, constant] = 0
-    layer.weight[unread] = 0
-    layer.bias[~(reads & is_read)] = 0
-    return int(constant.sum() + unread.sum())
-
-
-def _compact_lenet_300_100(model: LeNet300100, layers: list[_Layer]) -> nn.Module:
-    fc1, fc2, fc3 = layers
-    inputs, hidden1, hidden2 = fc1.columns(), fc1.rows(), fc2.rows()
-    tensors = {
-        "fc1.weight": fc1.weight[hidden1][:, inputs],
-        "fc1.bias": fc1.bias[hidden1],
-        "fc2.weight": fc2.weight[hidden2][:, hidden1],
-        "fc2.bias": fc2.bias[hidden2],
-        "fc3.weight": fc3.weight[:, hidden2],
-        "fc3.bias": fc3.bias,
-    }
-    return _rebuilt(model, tensors, widths=(hidden1, hidden2), inputs=inputs)
-
-
-def _compact_lenet5(model: LeNet5, layers: list[_Layer]) -> nn.Module:
-    conv1, conv2, fc1, fc2 = layers
-    filters1, filters2, features, hidden = conv1.rows(), conv2.rows(), fc1.columns(), fc1.rows()
-    positions = len(features) // len(filters2)
-    left = features.view(-1, positions)[filters2].flatten()  # of the features that the smaller network computes
-    tensors = {
-        "conv1.weight": conv1.weight[filters1],
-        "conv1.bias": conv1.bias[filters1],
-        "conv2.weight": conv2.weight[filters2][:, filters1],
-        "conv2.bias": conv2.bias[filters2],
-        "fc1.weight": fc1.weight[hidden][:, features],
-        "fc1.bias": fc1.bias[hidden],
-        "fc2.weight": fc2.weight[:, hidden],
-        "fc2.bias": fc2.bias,
-    }
-    return _rebuilt(model, tensors, widths=(filters1, filters2, hidden), features=left)
-
-
-def _layers(model: LeNet300100 | LeNet5) -> list[_Layer]:
-    """Copies of the layers; the first linear one reads all inputs again, zeros where the network left some out."""
-    layers = [_Layer(name, *layer.parameters()) for name, layer in copy.deepcopy(model).named_children()]
-    fc1 = next(layer for layer in layers if layer.name == "fc1")
-    if isinstance(model, LeNet5):
-        indices, inputs = model.features, model.conv2.out_channels * lenet5_pooled_size(model.image_shape[1]) ** 2
+@torch.no_grad()
+def explained(model: nn.Module, example: Tensor, round_to: int = 1) -> tuple[nn.Module, dict[str, str]]:
+    """What `compact` gives; and for layers that keep some zeros, by their paths, why."""
+    reasons: dict[str, str] = {}
+    if isinstance(model, LENETS):
+        small = compact_lenet(model)
     else:
-        indices, inputs = model.inputs, math.prod(model.image_shape)
-    if indices is not None:
-        fc1.weight = fc1.weight.new_zeros(len(fc1.weight), inputs).index_copy_(1, indices, fc1.weight)
-    return layers
+        large = copy.deepcopy(model).cpu().eval()
+        what = plan(trace(large, example.cpu()), large, round_to)
+        reasons = {path: kept.why for path, kept in what.layers.items()}
+        small = _smaller(large, what)
+    small = small.to(example.device).eval()
+    _check_equal(model, small, example)
+    return small, reasons
 
 
-def _rebuilt(model: nn.Module, tensors: dict[str, Tensor], widths: tuple[Tensor, ...], **columns: Tensor) -> nn.Module:
-    """A network of the same kind that has the units which are True in `widths`, and reads the columns that are."""
-    kept: dict[str, Any] = {"widths": tuple(int(units.sum()) for units in widths)}
-    for name, read in columns.items():
-        kept[name] = None if read.all() else tuple(read.nonzero().flatten().tolist())
-    if 0 in kept["widths"] or any(not read.any() for read in columns.values()):
-        raise EmptyLayer(f"nothing is left of a layer: widths {kept['widths']}; cut less, or use the network as it is")
-    spec = models.spec_of(model)
-    small = models.build(replace(spec, options=spec.options | kept))
-    small.load_state_dict(tensors)
-    return small
+def _smaller(net: nn.Module, what: Plan) -> nn.Module:
+    """The network that a plan leaves of `net`, which is used up."""
+    changed = {path: kept for path, kept in what.layers.items() if kept.changed}
+    cores = {path: shrunk.core_of(net.get_submodule(path)) for path in changed}
+    if what.dropped:
+        blocks = [path for path, module in net.named_modules() if module in set(net.blocks())]  # type: ignore[operator]
+        net.drop_blocks([index for index, path in enumerate(blocks) if path not in what.dropped])  # type: ignore[operator]
+    shrunk.exchange(net, {path: kept.part for path, kept in changed.items()})
+    for path, kept in changed.items():
+        _fill(shrunk.core_of(net.get_submodule(path)), cores[path], kept)
+    for path in what.rectified:
+        shortcut = net.get_submodule(path)
+        assert isinstance(shortcut, nn.Sequential)
+        shortcut.append(nn.ReLU())
+    if hasattr(net, "spec"):
+        net.spec = _spec(net, changed, what.rectified)  # type: ignore[assignment]
+    return net
+
+
+def _fill(small: nn.Module, large: nn.Module, kept: Kept) -> None:
+    """Give a smaller layer the rows and columns that it keeps of the larger one's tensors."""
+    tensors = large.state_dict()
+    if not tensors:
+        return
+    small.to(next(iter(tensors.values())).dtype)
+    rows = {name: tensor[kept.rows] if tensor.dim() else tensor for name, tensor in tensors.items()}
+    if isinstance(large, shrunk.Mixing):
+        if not isinstance(large, nn.Conv2d) or large.groups == 1:
+            rows["weight"] = rows["weight"][:, kept.columns]
+        if kept.part.bias:
+            rows["bias"] = rows.get("bias", 0) + kept.folded[kept.rows]
+    small.load_state_dict(rows)
+    small.requires_grad_(all(parameter.requires_grad for parameter in large.parameters()))
+
+
+def _spec(net: nn.Module, changed: Mapping[str, Kept], rectified: tuple[str, ...]) -> models.Spec:
+    """What rebuilds a network some of whose layers have just been exchanged."""
+    spec = models.spec_of(net)
+    base, layers = spec, {}
+    if spec.name == shrunk.NAME:
+        base = replace(spec, name=spec.options["base"], options=spec.options["base_options"])
+        layers, rectified = spec.options["layers"], (*spec.options["rectified"], *rectified)
+    layers = layers | {path: vars(kept.part) for path, kept in changed.items()}
+    there = dict(net.named_modules())
+    layers = {path: part for path, part in layers.items() if path in there}
+    if "kept_blocks" in base.options:
+        base = replace(base, options=base.options | {"kept_blocks": _kept_blocks(net, base)})
+    if not layers and not rectified:
+        return base
+    options = {"base": base.name, "base_options": base.options, "layers": layers, "rectified": rectified}
+    return replace(spec, name=shrunk.NAME, options=options)
+
+
+def _kept_blocks(net: nn.Module, base: models.Spec) -> tuple[int, ...] | None:
+    """Which blocks of the base network still have their residual branch; None for all."""
+    with torch.device("meta"):
+        whole = models.build(replace(base, options=base.options | {"kept_blocks": None}))
+    left = {path for path, module in net.named_modules() if hasattr(module, "residual")}
+    blocks = [path for path, module in whole.named_modules() if hasattr(module, "residual")]
+    kept = tuple(index for index, path in enumerate(blocks) if path in left)
+    return None if len(kept) == len(blocks) else kept
+
+
+def mac_counter(model: nn.Module, example: Tensor, round_to: int = 1) -> Callable[[nn.Module], int]:
+    """A function that tells the MACs of one image which `compact` would leave of networks of the structure of `model`.
+
+    It is for many networks that differ in their weights: none is made smaller. It raises as `compact` does.
+    """
+    if isinstance(model, LENETS):
+        return lambda network: costs.macs(compact(network, example), example)
+    evaluated = copy.deepcopy(model).cpu().eval()
+    nodes, dense = trace(evaluated, example.cpu()), costs.layer_macs(evaluated, example)
+    each = {base_name(name): macs for name, macs in dense.items()}
+
+    def left(network: nn.Module) -> int:
+        layers = plan(nodes, network, round_to).layers
+        return sum(int(macs * layers[path].share) for path, macs in each.items() if path in layers)
+
+    return left
+
+
+def normalised(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Conv2d, shrunk.Norm | None]]:
+    """Every convolution, by its name, with the batch norm that directly follows it, filter by filter."""
+    nodes = [node for node in trace(copy.deepcopy(model).cpu().eval(), example.cpu()) if node.kind is Kind.LAYER]
+    modules = {node.name: model.get_submodule(node.path) for node in nodes}
+    names = {module: name for name, module in model.named_modules()}
+    readers = {node.sources[0]: shrunk.core_of(modules[node.name]) for node in nodes}
+    found = {}
+    for name, module in modules.items():
+        convolution = shrunk.core_of(module)
+        if isinstance(convolution, nn.Conv2d):
+            found[names[convolution]] = convolution, _norm_of(convolution, readers.get(name))
+    return found
+
+
+def _norm_of(convolution: nn.Conv2d, reader: nn.Module | None) -> shrunk.Norm | None:
+    """What reads a convolution, if that is a batch norm of just its filters."""
+    follows = isinstance(reader, shrunk.Norm) and reader.num_features == convolution.out_channels
+    return cast("shrunk.Norm", reader) if follows else None
+
+
+def base_name(name: str) -> str:
+    """Of a layer that was exchanged, its path in the network in which it was exchanged."""
+    return name.removesuffix(".core")
 
 
 def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
@@ -166,47 +182,64 @@ def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
 
 def main(config: CompactConfig) -> nn.Module:
     """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
-    model, description = weights.from_pretrained(config.model), weights.read_config(config.model)
-    shape = description["costs"].get("image_shape")
+    output = Path(config.output)
+    weights.check_target(output, config.overwrite)
+    onnx = output.with_name(f"{output.name}.onnx") if config.export == "onnx" else None
+    if onnx is not None:
+        check_onnx()
+    source = loading.of(config.model, config.pretrained, config.foreign)
+    model = source.network(lambda **options: models.create(config.model, num_classes=config.num_classes, **options))
+    shape = source.image_shape
     if shape is None:
-        raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
+        if config.image_size is None:
+            raise InputError(f"{source.name} does not tell the size of its images: give --image-size")
+        shape = (models.spec_of(model).in_channels, config.image_size, config.image_size)
     images = torch.randn(config.batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    small = compact(model, images)
+    small = compact(model, images, config.round_to)
     weights.save_pretrained(
         small,
-        config.output,
-        preprocessing=description["preprocessing"],
-        metrics={name: value for name, value in description["metrics"].items() if "top1" in name},
+        output,
+        preprocessing=source.preprocessing,
+        metrics={name: value for name, value in source.metrics.items() if "top1" in name},
         description="Compacted: zeros removed, outputs unchanged. The accuracies are those of the run that pruned it, "
         "in its precision.",
         example=images[:1],
         overwrite=config.overwrite,
     )
     networks = {"as given": model, "compacted": small}
-    folders = {"as given": config.model, "compacted": config.output}
-    sizes = {name: (Path(folder) / "model.safetensors").stat().st_size for name, folder in folders.items()}
     rows = [
         [
             name,
             structure(network),
             f"{costs.count_parameters(network):,}",
             f"{costs.macs(network, images[:1]):,}",
-            f"{sizes[name]:,}",
+            f"{_bytes(network):,}",
         ]
         for name, network in networks.items()
     ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
+    if onnx is not None:
+        export_onnx(small, images[:3], onnx)
+        print(f"wrote {onnx}, whose outputs onnxruntime finds equal")
     if config.repeats:
         latency.show(networks, shape, (1, config.batch_size), config.repeats)
     return small
 
 
 def structure(model: nn.Module) -> str:
-    """Widths in the paper's notation: 353-45-11 for LeNet-300-100 (inputs, hidden units), 5-12-139-13 for LeNet-5."""
+    """Widths in the paper's notation: 353-45-11 for LeNet-300-100 (inputs, hidden units), 5-12-139-13 for LeNet-5; of
+    networks of many layers, how many filters there are."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     filters = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
     inputs = [layer.in_features for layer in layers if isinstance(layer, nn.Linear)]
+    if len(layers) > MAX_LISTED:
+        return f"{sum(filters):,} filters in {len(filters)} convolutions"
     return "-".join(str(width) for width in filters + inputs)
+
+
+def _bytes(network: nn.Module) -> int:
+    """Of all tensors that a model folder holds."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 if __name__ == "__main__":

@@ -41,13 +41,35 @@ def regulariser_name(given: str, structural: bool, model: str) -> str:
 
 
 @dataclass(frozen=True)
+class ForeignConfig:
+    """What a checkpoint file does not say of its network; a model folder does."""
+
+    shortcut: Literal["conv", "subsample", "avgpool", "avgpool_centred"] | None = None
+    """How a CIFAR ResNet changes stage, as for resless-train; None means conv."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that the network was trained with, on the scale 0..1; None takes the model folder's, else
+    the data set's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+
+    def __post_init__(self) -> None:
+        check((self.mean is None) == (self.std is None), "--std", self.std, "given together with --mean")
+        check(self.std is None or all(value > 0 for value in self.std), "--std", self.std, "above 0 each")
+
+    @property
+    def statistics(self) -> dict[str, list[float]]:
+        """Mean and standard deviation, where they are given."""
+        return {"mean": list(self.mean), "std": list(self.std)} if self.mean and self.std else {}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Training with a sparsity regulariser: what `deephoyer-train` does."""
 
     model: str = "lenet_300_100"
-    """Network, as for resless-train; deephoyer-prune can cut lenet_300_100 and lenet5."""
+    """Network, as for resless-train; of --pretrained, which a model folder may have made smaller."""
     pretrained: str | None = None
-    """Model folder of the dense network to start from; None starts from fresh weights."""
+    """Model folder or checkpoint file of the dense network to start from; None starts from fresh weights."""
     structural: bool = False
     """Read the numbers of --reg as those for structural pruning; names need no such help."""
     reg: Annotated[str, tyro.conf.arg(aliases=["--regulariser"])] = "hoyer_square"
@@ -57,6 +79,7 @@ class TrainConfig:
     """Factor of the regulariser in the loss."""
     sweep: tuple[float, ...] = ()
     """Strengths to train with, one run each, for `deephoyer-prune --sweep` to choose from on held-out images."""
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-3, batch_size=100))
     run: RunConfig = field(default_factory=RunConfig)
@@ -77,12 +100,16 @@ class PruneConfig:
     """Cut, then fine-tune with the zeros fixed: what `deephoyer-prune` does."""
 
     model: tuple[str, ...]
-    """Model folder to prune; with --sweep there may be several, one a strength."""
+    """Model folder to prune; with --sweep there may be several, one a strength. With --pretrained, the name of the
+    network."""
+    pretrained: str | None = None
+    """Checkpoint file (or model folder) of the network that --model names."""
     rule: Literal["elementwise", "group"] = "elementwise"
     """Cut single weights by magnitude, or filters and input channels by their norm."""
-    threshold: Literal["std", "fixed", "macs"] = "std"
-    """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; or the threshold of
-    the layer whose weights are used most often an image, the others' being lower in proportion to their use."""
+    threshold: Literal["std", "fixed", "macs", "rms"] = "std"
+    """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; the threshold of
+    the layer whose weights are used most often an image, the others' being lower in proportion to their use; or, for
+    groups, a factor of the root mean square of each tensor's group norms: below 1 it empties no layer."""
     sensitivity: float = 0.5
     """Weights (or groups) up to this size are cut."""
     target_macs: int | None = None
@@ -98,6 +125,16 @@ class PruneConfig:
     of the best of the networks before the cut."""
     sweep_epochs: int = 0
     """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
+    round_to: int = 1
+    """With --rule group, keep so many more filters and channels, the largest ones, that their numbers are multiples of
+    this: 8 suits processors."""
+    recalibrate_bn: int = 0
+    """Training images with which the statistics of batch norms are computed anew after the cut, before anything is
+    evaluated or trained; 0 leaves them as they are."""
+    dry_run: bool = False
+    """Print what each sensitivity (those of --sweep, or some) would leave, and the accuracy on held-out images without
+    fine-tuning; train and write nothing."""
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-4, batch_size=100))
     run: RunConfig = field(default_factory=RunConfig)
@@ -111,7 +148,15 @@ class PruneConfig:
         check(drop is None or 0 <= drop <= 1, "--max-accuracy-drop", drop, "a fraction from 0 to 1")
         check(macs is None or macs > 0, "--target-macs", macs, "above 0")
         check(count is None or count > 0, "--target-weights", count, "above 0")
-        if self.sweep:
+        by_group = self.rule == "group" or self.threshold != "rms"
+        check(by_group, "--threshold", self.threshold, "std, fixed or macs, unless --rule is group")
+        check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
+        grouped = self.rule == "group" or self.round_to == 1
+        check(grouped, "--round-to", self.round_to, "left out, unless --rule is group")
+        check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
+        if self.dry_run:
+            check(len(self.model) == 1, "--model", self.model, "one network for a --dry-run")
+        elif self.sweep:
             limits = "given with either --max-accuracy-drop or --target-macs"
             check((drop is None) != (macs is None) and count is None, "--sweep", self.sweep, limits)
             check(self.data.holdout > 0, "--holdout", self.data.holdout, "above 0, so that a sweep can be judged")
@@ -126,17 +171,31 @@ class CompactConfig:
     """Make a pruned network physically smaller: what `deephoyer-compact` does."""
 
     model: str
-    """Model folder of a pruned network."""
+    """Model folder of a pruned network; with --pretrained, its name."""
     output: str
     """Model folder to write."""
+    pretrained: str | None = None
+    """Checkpoint file (or model folder) of the network that --model names."""
+    num_classes: int = 10
+    """Number of logits of the network in a checkpoint file."""
+    image_size: int | None = None
+    """Side of its images in pixels."""
+    round_to: int = 1
+    """Keep so many zeros that the widths of layers are multiples of this: 8 suits processors."""
+    export: Literal["onnx"] | None = None
+    """Write OUTPUT.onnx too, beside the model folder, and check it with onnxruntime."""
     overwrite: bool = False
     """Replace the output folder if it exists."""
     batch_size: int = 256
     """Larger of the two batch sizes at which both networks are timed."""
     repeats: int = 30
     """Interleaved timings of each network; 0 leaves the timing out."""
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
 
     def __post_init__(self) -> None:
+        check(self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
+        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+        check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
 
@@ -146,11 +205,14 @@ class EvalConfig:
     """Accuracy and sparsity of a model folder: what `deephoyer-eval` does."""
 
     model: str
-    """Model folder."""
+    """Model folder; with --pretrained, the name of the network."""
+    pretrained: str | None = None
+    """Checkpoint file (or model folder) of the network that --model names."""
     split: Literal["test", "train"] = "test"
     """Images to evaluate on."""
     output: str | None = None
     """JSON file to write the report to."""
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:

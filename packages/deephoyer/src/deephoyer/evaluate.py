@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from resless import weights
+from resless import models
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.report import table
 from resless.run import accelerator as new_accelerator
 
+from deephoyer import loading
 from deephoyer.config import EvalConfig
 from deephoyer.report import SparsityReport, print_sparsity, sparsity
 
@@ -20,16 +22,16 @@ from deephoyer.report import SparsityReport, print_sparsity, sparsity
 def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
     accelerator = new_accelerator("no")
-    preprocessing = weights.read_config(config.model)["preprocessing"]
-    data = Pipeline(config.data, 0, Shards.of(accelerator, channels_last=False), preprocessing)
+    source = loading.of(config.model, config.pretrained, config.foreign)
+    data = Pipeline(config.data, 0, Shards.of(accelerator, channels_last=False), source.preprocessing)
     images = data.train if config.split == "train" else data.test
-    model = weights.from_pretrained(config.model)
+    model = source.network(partial(models.create_for, config.model, images))
     check_fit(model, images)
     left = sparsity(model, torch.zeros(1, *images.image_shape))
     result = evaluate(accelerator.prepare(model), data.evaluation(images), accelerator)
     if accelerator.is_main_process:
         row = [config.split, f"{result.images:,}", f"{100 * result.top1:.2f}", f"{result.loss:.4f}"]
-        table(config.model, ["split", "images", "top-1 %", "loss"], [row])
+        table(source.name, ["split", "images", "top-1 %", "loss"], [row])
         print_sparsity(left, "what is left")
         if config.output is not None:
             text = json.dumps(asdict(result) | left.as_dict(), indent=1) + "\n"

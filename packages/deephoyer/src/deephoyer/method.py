@@ -277,6 +277,13 @@ def std_threshold(w: Tensor, factor: float) -> float:
     return factor * float(w.detach().std(correction=0))
 
 
+def rms_threshold(w: Tensor, factor: float) -> float:
+    """factor · ‖w‖ / √max(O, I) for w [O, I, ...]: the root mean square of the norms of filters or of input channels,
+    whichever are more, hence smaller. For a factor below 1, some filter and some channel are above it."""
+    _check_groups(w)
+    return factor * float(torch.linalg.vector_norm(w.detach())) / max(w.shape[:2]) ** 0.5
+
+
 def element_mask(w: Tensor, threshold: float) -> Tensor:
     """True, in the shape of w, where |w| is above the threshold: what is kept."""
     return w.detach().abs() > threshold
@@ -294,17 +301,25 @@ def channel_norms(w: Tensor) -> Tensor:
     return torch.linalg.vector_norm(w.detach().transpose(0, 1).flatten(1), dim=1)
 
 
-def group_mask(w: Tensor, threshold: float) -> Tensor:
+def group_mask(w: Tensor, threshold: float, round_to: int = 1) -> Tensor:
     """True, in the shape of w [O, I, ...], where filter and input channel both have a norm above the threshold.
 
-    The norms are those of the tensor as it was trained: cutting a filter does not change which channels are kept.
+    The norms are those of the tensor as it was trained: cutting a filter does not change which channels are kept. Of
+    the others so many are kept, the largest first, that filters and channels are multiples of `round_to`, or all.
     """
     # Deviation: the authors cut element by element after training with a group regulariser. Here a group is kept or
     # cut as a whole, which is what a smaller dense network can use.
-    filters = filter_norms(w) > threshold
-    channels = channel_norms(w) > threshold
+    filters, channels = (_kept_groups(norms, threshold, round_to) for norms in (filter_norms(w), channel_norms(w)))
     kept = filters[:, None] & channels[None, :]  # [O, I]
     return kept.view(*kept.shape, *[1] * (w.dim() - 2)).expand_as(w)
+
+
+def _kept_groups(norms: Tensor, threshold: float, round_to: int) -> Tensor:
+    """True where a norm is above the threshold, or among the next largest up to a multiple of `round_to`."""
+    kept = norms > threshold
+    count = int(kept.sum())
+    rounded = min(count + -count % round_to, len(norms))
+    return kept.index_fill(0, norms.topk(rounded).indices, True)
 
 
 def _check_groups(w: Tensor) -> None:

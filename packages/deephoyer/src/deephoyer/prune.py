@@ -7,23 +7,25 @@ fine-tuning is saved.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import costs, optim, weights
+from resless import costs, models, optim
+from resless.calibrate import calibration_batches, recalibrate
 from resless.data.pipeline import Pipeline, check_fit
-from resless.errors import InputError
 from resless.evaluate import Evaluation, evaluate
 from resless.report import table
 from resless.run import Run
 from torch import Tensor, nn
 
-from deephoyer import method
-from deephoyer.compact import EmptyLayer, compact
+from deephoyer import loading, method
+from deephoyer.compact import LENETS, compact, mac_counter, normalised
 from deephoyer.config import PruneConfig
+from deephoyer.plan import EmptyLayer
 from deephoyer.report import SparsityReport, draw_histogram, print_sparsity, prunable, sparsity
 
 BISECTIONS = 30
@@ -51,20 +53,23 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         InputError: the model folder cannot be read.
         EmptyLayer: the threshold would empty a layer.
     """
-    label = f"prune-{Path(config.model[0]).parent.name}-{config.rule}"
+    label = f"prune-{Path(config.model[0]).parent.name or config.model[0]}-{config.rule}"
     with Run(config, "deephoyer-prune", label) as run:
-        preprocessing = weights.read_config(config.model[0])["preprocessing"]
-        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
+        source = loading.of(config.model[0], config.pretrained, config.foreign)
+        data = Pipeline(config.data, config.run.seed, run.shards, source.preprocessing)
         batches = data.training(config.optim.batch_size)
         held_out_images = data.held_out() if config.data.holdout else None
-        model = weights.from_pretrained(config.model[0])
+        model = source.network(partial(models.create_for, config.model[0], data.train))
         check_fit(model, data.train)
         before = copy.deepcopy(model)
         sensitivity = at_target(model, config, data.example)
         limits = thresholds(model, replace(config, sensitivity=sensitivity), data.example)
-        masks = cut(model, limits, config.rule)
+        masks = cut(model, limits, config.rule, followers(model, data.example), config.round_to)
         compact(model, data.example)  # refuses, before any training, a network in which nothing leads to the logits
         test_images = data.evaluation(data.test) if read_test else None
+        if config.recalibrate_bn:
+            drawn = calibration_batches(data, config.recalibrate_bn, config.optim.batch_size)
+            recalibrate(model.to(run.accelerator.device), drawn, run.accelerator)
         after_cut = copy.deepcopy(model)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
@@ -95,7 +100,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
             test = {name: evaluate(stage, test_images, run.accelerator) for name, stage in stages.items()}
         # In float32 on the CPU: under autocast, or with a GPU's TF32, the compacted network could not equal this one.
         plain = copy.deepcopy(run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)).cpu()
-        pruned = Pruned(held_out, test, sparsity(plain, data.example), sensitivity, limits)
+        pruned = Pruned(held_out, test, sparsity(plain, data.example, config.round_to), sensitivity, limits)
         run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
             draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
@@ -110,6 +115,8 @@ def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[s
         return dict.fromkeys(tensors, sensitivity)
     if config.threshold == "std":
         return {name: method.std_threshold(weight, sensitivity) for name, weight in tensors.items()}
+    if config.threshold == "rms":
+        return {name: method.rms_threshold(weight, sensitivity) for name, weight in tensors.items()}
     macs = costs.layer_macs(model, example)
     uses = {name: macs[name.removesuffix(".weight")] / weight.numel() for name, weight in tensors.items()}
     return {name: sensitivity * use / max(uses.values()) for name, use in uses.items()}
@@ -126,14 +133,15 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
         return config.sensitivity
 
     # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
+    macs, cut_at = mac_counter(model, example, config.round_to), trial_cuts(model, config, example)
+
     def left(sensitivity: float) -> int:
-        trial = copy.deepcopy(model)
         try:
-            masks = cut(trial, thresholds(model, replace(config, sensitivity=sensitivity), example), config.rule)
+            trial = cut_at(sensitivity)
             if config.target_macs is None:
-                return sum(int(mask.sum()) for _, mask in masks)
-            return costs.macs(compact(trial, example), example)
-        except InputError:  # a layer is empty
+                return sum(int(weight.count_nonzero()) for weight in prunable(trial).values())
+            return macs(trial)
+        except EmptyLayer:
             return 0
 
     low, high = 0.0, least_power_of_two(lambda sensitivity: left(sensitivity) <= target)
@@ -141,6 +149,18 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if left(middle) <= target else (middle, high)
     return high
+
+
+def trial_cuts(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[float], nn.Module]:
+    """A function that gives a copy of the network, cut at a sensitivity. It raises EmptyLayer as `cut` does."""
+    follow = followers(model, example)
+
+    def cut_at(sensitivity: float) -> nn.Module:
+        trial, limits = copy.deepcopy(model), thresholds(model, replace(config, sensitivity=sensitivity), example)
+        cut(trial, limits, config.rule, follow, config.round_to)
+        return trial
+
+    return cut_at
 
 
 def least_power_of_two(holds: Callable[[float], bool]) -> float:
@@ -151,26 +171,63 @@ def least_power_of_two(holds: Callable[[float], bool]) -> float:
     return 2.0**exponent
 
 
-@torch.no_grad()
-def cut(model: nn.Module, limits: dict[str, float], rule: str) -> list[tuple[Tensor, Tensor]]:
-    """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
+def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
+    """By the name of a convolution's weight, those of what makes a filter of zeros put out something else than zero:
+    its bias, scale and shift of the batch norm that follows it. Empty for LeNets, where constants are folded.
 
     Raises:
-        EmptyLayer: a layer would be left without any weight.
+        InputError: a network that `compact` cannot follow.
     """
-    decide = method.group_mask if rule == "group" else method.element_mask
-    # Deviation: biases are regularised, as the authors', but never cut: they are few, and cost nothing.
-    masks = [(name, weight, decide(weight, limits[name])) for name, weight in prunable(model).items()]
-    for name, weight, mask in masks:
-        if not mask.any():
-            largest = method.filter_norms(weight).max() if rule == "group" else weight.abs().max()
+    if isinstance(model, LENETS):
+        return {}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for name, (convolution, norm) in normalised(model, example).items():
+        tensors = [convolution.bias, *([] if norm is None else [norm.weight, norm.bias])]
+        found[f"{name}.weight"] = [names[tensor] for tensor in tensors if tensor is not None]
+    return found
+
+
+@torch.no_grad()
+def cut(
+    model: nn.Module,
+    limits: dict[str, float],
+    rule: str,
+    follow: Mapping[str, Sequence[str]] | None = None,
+    round_to: int = 1,
+) -> list[tuple[Tensor, Tensor]]:
+    """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
+
+    Args:
+        model: the network.
+        limits: threshold of each of its `prunable` tensors.
+        rule: `group` or `elementwise`.
+        follow: names of the vectors that are cut with the filters of a tensor, see `followers`.
+        round_to: see `method.group_mask`.
+
+    Raises:
+        EmptyLayer: a layer of a network without branches would be left without any weight; `compact` tells that of
+            others.
+    """
+    # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
+    parameters, masks = dict(model.named_parameters()), []
+    for name, weight in prunable(model).items():
+        by_group = rule == "group"
+        mask = (
+            method.group_mask(weight, limits[name], round_to) if by_group else method.element_mask(weight, limits[name])
+        )
+        if not mask.any() and isinstance(model, LENETS):
+            largest = method.filter_norms(weight).max() if by_group else weight.abs().max()
             raise EmptyLayer(
                 f"the threshold {limits[name]:.3g} would empty layer {name}, where the largest "
-                f"{'norm' if rule == 'group' else 'weight'} is {float(largest):.3g}: cut less"
+                f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less"
             )
-    for _, weight, mask in masks:
-        weight.mul_(mask)
-    return [(weight, mask) for _, weight, mask in masks]
+        masks.append((weight, mask))
+        if by_group:
+            kept = mask.flatten(1).any(dim=1)
+            masks += [(parameters[vector], kept) for vector in (follow or {}).get(name, ())]
+    fix_zeros(masks)
+    return masks
 
 
 @torch.no_grad()

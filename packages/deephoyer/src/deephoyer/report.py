@@ -12,14 +12,15 @@ from resless.report import histogram, table
 from torch import nn
 
 from deephoyer import method
-from deephoyer.compact import compact, structure
+from deephoyer.compact import base_name, explained, structure
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One weight tensor [O, I, ...]: how many weights, filters (rows) and channels (columns) are not zero.
 
-    `macs` are those of the layer in the compacted network, `dense_macs` in the network as given.
+    `compact_filters`, `compact_channels` and `macs` are those of the layer in the compacted network, 0 where it is
+    gone; `dense_macs` those in the network as given. `why` says why the compacted layer holds zeros, where it does.
     """
 
     name: str
@@ -27,8 +28,11 @@ class LayerReport:
     weights: int
     filters: int
     channels: int
+    compact_filters: int
+    compact_channels: int
     macs: int
     dense_macs: int
+    why: str
 
     @property
     def size(self) -> int:
@@ -63,18 +67,27 @@ def prunable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"{name}.weight": layer.weight for name, layer in layers}
 
 
-def sparsity(model: nn.Module, example: torch.Tensor) -> SparsityReport:
+def sparsity(model: nn.Module, example: torch.Tensor, round_to: int = 1) -> SparsityReport:
     """Count what is left of `model`.
 
     Args:
-        model: a network that `compact` knows.
+        model: a network that `compact` can follow.
         example: one image [1, C, H, W].
+        round_to: as of `compact`.
     """
-    small = compact(model, example)
-    macs, dense_macs = costs.layer_macs(small, example), costs.layer_macs(model, example)
-    layers = tuple(_layer(name, weight, macs, dense_macs) for name, weight in prunable(model).items())
+    small, reasons = explained(model, example, round_to)
+    macs = {base_name(name): count for name, count in costs.layer_macs(small, example).items()}
+    sizes = {base_name(name.removesuffix(".weight")): weight.shape for name, weight in prunable(small).items()}
+    dense_macs = costs.layer_macs(model, example)
+    layers = []
+    for name, weight in prunable(model).items():
+        layer = name.removesuffix(".weight")
+        path = base_name(layer)
+        filters, channels = sizes.get(path, (0, 0))[:2]
+        sizes_left = (*_left(weight), filters, channels, macs.get(path, 0), dense_macs[layer])
+        layers.append(LayerReport(name, tuple(weight.shape), *sizes_left, why=reasons.get(path, "")))
     return SparsityReport(
-        layers=layers,
+        layers=tuple(layers),
         weights=sum(layer.weights for layer in layers),
         compact_weights=sum(int((weight != 0).sum()) for weight in prunable(small).values()),
         total_weights=sum(layer.size for layer in layers),
@@ -94,11 +107,14 @@ def print_sparsity(report: SparsityReport, title: str) -> None:
             f"{100 * layer.weights / layer.size:.2f}",
             f"{layer.filters}/{layer.shape[0]}",
             f"{layer.channels}/{layer.shape[1]}",
+            f"{layer.compact_filters}x{layer.compact_channels}",
             f"{layer.macs:,}/{layer.dense_macs:,}",
+            layer.why,
         ]
         for layer in report.layers
     ]
-    table(title, ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)", "MACs"], rows)
+    columns = ["layer", "shape", "non-zero weights", "%", "filters (rows)", "channels (columns)", "compacted", "MACs"]
+    table(title, [*columns, "zeros kept"], rows)
     print(
         f"weights {report.weights:,} of {report.total_weights:,} "
         f"(compression {report.total_weights / max(1, report.weights):.1f} x); compacted: {report.structure}, "
@@ -117,9 +133,8 @@ def draw_histogram(model: nn.Module, rule: str, thresholds: dict[str, float], pa
     histogram(sizes, thresholds, path, xlabel=f"log10 of {what}", title=f"{what}; dashed: threshold of the cut")
 
 
-def _layer(name: str, weight: torch.Tensor, macs: dict[str, int], dense_macs: dict[str, int]) -> LayerReport:
+def _left(weight: torch.Tensor) -> tuple[int, int, int]:
+    """Weights, filters and channels that are not all zero."""
     kept = weight.detach() != 0
     rows, columns = kept.flatten(1).any(dim=1), kept.transpose(0, 1).flatten(1).any(dim=1)
-    left = int(kept.sum()), int(rows.sum()), int(columns.sum())
-    layer = name.removesuffix(".weight")
-    return LayerReport(name, tuple(weight.shape), *left, macs[layer], dense_macs[layer])
+    return int(kept.sum()), int(rows.sum()), int(columns.sum())

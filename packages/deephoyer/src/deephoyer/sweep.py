@@ -18,8 +18,8 @@ from resless.errors import InputError
 from resless.files import write_text
 from resless.run import accelerator, check_folder
 
-from deephoyer.compact import EmptyLayer
 from deephoyer.config import PruneConfig, TrainConfig
+from deephoyer.plan import EmptyLayer
 from deephoyer.prune import Pruned, prune
 from deephoyer.train import train
 

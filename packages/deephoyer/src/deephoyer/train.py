@@ -8,17 +8,18 @@ Runs on one process, or on several by `accelerate launch -m deephoyer.train --re
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import models, optim, weights
-from resless.data.pipeline import Pipeline
+from resless import models, optim
+from resless.data.pipeline import Pipeline, check_fit
 from resless.evaluate import evaluate
 from resless.run import Run
 from torch import nn
 
-from deephoyer import method
+from deephoyer import loading, method
 from deephoyer.config import STRUCTURAL, TrainConfig
 from deephoyer.report import prunable
 
@@ -27,13 +28,17 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
     """Train `config.model` with the regulariser and write the run folder; returns its model folder."""
     models.check_name(config.model)
     with Run(config, "deephoyer-train", f"deephoyer-{config.model}-{config.regulariser}-{config.strength:g}") as run:
-        data = Pipeline(config.data, config.run.seed, run.shards)
+        source = None
+        if config.pretrained is not None:
+            source = loading.of(config.model, config.pretrained, config.foreign)
+        preprocessing = config.foreign.statistics if source is None else source.preprocessing
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test) if read_test else None
-        model = models.create_for(config.model, data.train)
-        if config.pretrained is not None:
-            weights.load(model, config.pretrained)
+        fresh = partial(models.create_for, config.model, data.train)
+        model = fresh(shortcut=config.foreign.shortcut) if source is None else source.network(fresh)
+        check_fit(model, data.train)
         regularised = regularised_tensors(model, config.regulariser)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)

@@ -140,6 +140,7 @@ _FAMILIES = (
         tuple(f"torchvision/{name}" for name in checks.TORCHVISION_TRANSFORMERS),
         "torchvision/vit_NAME",
     ),
+    _Family("shrunk", "shrunk:shrunk", (), "shrunk"),
 )
 
 ENTRY_POINTS = "resless.models"

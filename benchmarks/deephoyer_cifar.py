@@ -1,0 +1,276 @@
+"""ResNet-20 on CIFAR-10 at several budgets of MACs: Group-HS, group lasso, and thinner networks trained as long.
+
+    python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet20-12fca82f.th
+
+The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
+budget, fine-tuned, compacted. Larger strengths go with smaller budgets. The thinner networks have the same share of
+every width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its
+own; finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
+collect them. `--quick` is a try of everything on the embedded digits, which takes a minute and writes no result file.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _results import FOLDER, write
+from deephoyer import recipes
+from deephoyer.compact import compact
+from resless import costs, latency, models, weights
+from resless.environment import environment
+from torch import nn
+
+BUDGETS = (0.7, 0.5, 0.35, 0.25)
+"""MACs that are left, as shares of the dense network's."""
+STRENGTHS = {"group_hoyer_square": (2e-4, 5e-4, 1e-3, 2e-3), "group_lasso": (1e-5, 3e-5, 6e-5, 1e-4)}
+NAMES = ("group_hoyer_square", "group_lasso", "thinner")
+THINNER_LR = 0.1
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    backbone: str | None = None
+    """Trained ResNet-20, a checkpoint file; needed unless --quick."""
+    data_dir: str | None = None
+    """Folder that holds CIFAR-10; None looks it up on the hub."""
+    shortcut: str = "subsample"
+    """Shortcut of the network in the checkpoint file."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel that it was trained with."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation, likewise."""
+    names: tuple[str, ...] = NAMES
+    """Regularisers, and `thinner`."""
+    budgets: tuple[float, ...] = BUDGETS
+    """Budgets to do, of 0.7, 0.5, 0.35 and 0.25."""
+    runs: str = "runs/deephoyer-cifar"
+    """Folder of the runs."""
+    collect: bool = True
+    """Time the networks and write the result file once they are there."""
+    threads: int = 1
+    """Threads of the timed networks."""
+    repeats: int = 30
+    """Turns that each timed network gets."""
+    quick: bool = False
+    """Try everything with one epoch on the embedded digits."""
+
+    @property
+    def recipe(self) -> str:
+        """Recipe of all runs."""
+        return "smoke_resnet" if self.quick else "resnet20_short"
+
+    @property
+    def root(self) -> Path:
+        """Folder of the runs."""
+        return Path(f"{self.runs}-quick" if self.quick else self.runs)
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Of training with a regulariser, and of fine-tuning."""
+        return (
+            (1, 1) if self.quick else (recipes.TRAIN[self.recipe].optim.epochs, recipes.PRUNE[self.recipe].optim.epochs)
+        )
+
+    @property
+    def image(self) -> torch.Tensor:
+        """A blank image [1, C, H, W]."""
+        return torch.zeros(1, 1, 8, 8) if self.quick else torch.zeros(1, 3, 32, 32)
+
+
+def main(options: Options) -> None:
+    """Train and cut, then compare, and write one result file."""
+    if options.backbone is None and not options.quick:
+        raise SystemExit("--backbone is missing: give a trained ResNet-20, or try --quick")
+    dense = dense_network(options)
+    found = []
+    for name in options.names:
+        for budget in options.budgets:
+            at_budget = thinner if name == "thinner" else pruned
+            found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
+    if options.collect:
+        torch.set_num_threads(options.threads)
+        results = {"networks": found, "dense": evaluated(options), "latency": timed(dense, options)}
+        if options.quick:
+            print(json.dumps(results["latency"][-1], indent=1))
+        else:
+            write("deephoyer-cifar", results)
+
+
+def dense_network(options: Options) -> nn.Module:
+    """The network that all others are compared with."""
+    if options.quick:
+        return models.create("resnet8", in_channels=1).eval()
+    model = models.create("resnet20", shortcut=options.shortcut)
+    weights.load(model, options.backbone)
+    return model.eval()
+
+
+def backbone(options: Options) -> list[str]:
+    """The arguments that name the trained network."""
+    if options.quick:
+        return []
+    statistics = ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
+    return ["--pretrained", str(options.backbone), "--shortcut", options.shortcut, *statistics]
+
+
+def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
+    """Train with a regulariser, cut to the budget, fine-tune and compact."""
+    strength = STRENGTHS[name][BUDGETS.index(budget)]
+    sparse, folder = options.root / f"{name}-{strength:g}", folder_of(name, budget, options)
+    arguments = ["--reg", name, "--strength", str(strength), *backbone(options)]
+    training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.epochs[0])])
+    target = round(budget * costs.macs(dense, options.image))
+    arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--epochs", str(options.epochs[1])]
+    tuning = run("deephoyer.prune", folder, options, arguments)
+    if not (folder / "small").exists():
+        command = ["--model", str(folder / "model"), "--output", str(folder / "small"), "--repeats", "0"]
+        subprocess.run([sys.executable, "-m", "deephoyer.compact", *command], check=True)
+    return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "small", options)
+
+
+def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
+    """Train a network with the same share of every width from fresh weights, for as many epochs in all."""
+    folder = folder_of(name, budget, options)
+    start = folder.with_name(f"{folder.name}-fresh")
+    if not start.exists():
+        torch.manual_seed(0)
+        weights.save_pretrained(thinned(dense, budget, options.image), start, example=options.image)
+    arguments = [
+        "--pretrained",
+        str(start),
+        "--reg",
+        "none",
+        "--lr",
+        str(THINNER_LR),
+        "--epochs",
+        str(sum(options.epochs)),
+    ]
+    if not options.quick:
+        arguments += ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
+    training = run("deephoyer.train", folder, options, arguments)
+    return {"training": training} | size(folder / "model", options)
+
+
+def thinned(dense: nn.Module, budget: float, image: torch.Tensor) -> nn.Module:
+    """A fresh network whose widths are so large a share of the dense one's that the budget is just met."""
+    shares = (step / 64 for step in range(64, 0, -1))
+    return next(net for net in (with_share(dense, share, image) for share in shares) if fits(net, dense, budget, image))
+
+
+def fits(net: nn.Module, dense: nn.Module, budget: float, image: torch.Tensor) -> bool:
+    """Whether a network is within the budget."""
+    return costs.macs(net, image) <= budget * costs.macs(dense, image)
+
+
+@torch.no_grad()
+def with_share(dense: nn.Module, share: float, image: torch.Tensor) -> nn.Module:
+    """A fresh network of the first channels of every layer."""
+    wide = models.build(dense.spec)
+    for module in wide.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight[max(1, round(share * module.out_channels)) :] = 0
+        elif isinstance(module, nn.BatchNorm2d):
+            kept = max(1, round(share * module.num_features))
+            module.weight[kept:] = module.bias[kept:] = 0
+    return models.build(compact(wide, image).spec)
+
+
+def run(module: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
+    """One command of the recipe, unless it is finished; what came out, with its settings and environment."""
+    started = folder.with_name(f"{folder.name}.environment.json")
+    if not (folder / "result.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        started.write_text(json.dumps(environment(FOLDER, "cpu"), indent=1) + "\n", encoding="utf-8")
+        data = [] if options.data_dir is None or options.quick else ["--data-dir", options.data_dir]
+        common = ["--recipe", options.recipe, "--run-dir", str(folder), "--resume", "auto"]
+        subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "result": read(folder / "result.json"),
+        "epochs": epochs,
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "settings": read(folder / "config.json"),
+        "environment": read(started),
+    }
+
+
+def evaluated(options: Options) -> dict[str, Any] | None:
+    """Accuracy of the dense network on the test images; nothing for a try."""
+    if options.quick:
+        return None
+    output = options.root / "dense.json"
+    if not output.exists():
+        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
+        arguments = ["--model", "resnet20", *backbone(options), "--dataset", "cifar10", *data, "--output", str(output)]
+        subprocess.run([sys.executable, "-m", "deephoyer.evaluate", *arguments], check=True)
+    return read(output)
+
+
+def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
+    """Every network against the dense one: speed-up, and how much of that by MACs it is."""
+    folders = {(name, budget): folder_of(name, budget, options) for name in options.names for budget in options.budgets}
+    small = {key: weights.from_pretrained(model_of(key[0], folder)) for key, folder in folders.items()}
+    networks = {"dense": dense} | {f"{name} {budget:g}": network for (name, budget), network in small.items()}
+    found = []
+    for precision in PRECISIONS:
+        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+        for batch_size in (1, 256):
+            random = torch.Generator().manual_seed(0)
+            images = torch.randn(batch_size, *options.image.shape[1:], generator=random).to(memory_format=layout)
+            for network in networks.values():
+                network.to(memory_format=layout)
+            casting: Any = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+            with casting:
+                timings = latency.compare(networks, images, repeats=options.repeats)
+            for name, network in networks.items():
+                ideal = costs.macs(dense, options.image) / costs.macs(network, options.image)
+                faster = latency.speedup(timings["dense"], timings[name])
+                found.append(
+                    {
+                        "network": name,
+                        "precision": precision,
+                        "batch_size": batch_size,
+                        "median_ms": timings[name].median_ms,
+                        "speedup": vars(faster),
+                        "ideal_speedup": ideal,
+                        "share_of_ideal": faster.median / ideal,
+                        "environment": timings[name].environment,
+                    }
+                )
+    return found
+
+
+def size(folder: Path, options: Options) -> dict[str, int]:
+    """Parameters and MACs of a model folder."""
+    network = weights.from_pretrained(folder)
+    return {"parameters": costs.count_parameters(network), "macs": costs.macs(network, options.image)}
+
+
+def folder_of(name: str, budget: float, options: Options) -> Path:
+    """The run folder in which a network of a budget ends."""
+    return options.root / f"{name}-at-{budget:g}"
+
+
+def model_of(name: str, folder: Path) -> Path:
+    """The model folder of the small network."""
+    return folder / ("model" if name == "thinner" else "small")
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

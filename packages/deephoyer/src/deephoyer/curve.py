@@ -1,0 +1,106 @@
+"""What each sensitivity would leave of a network, before anything is trained: `deephoyer-prune --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from resless import costs, models
+from resless.calibrate import calibration_batches, recalibrate
+from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.evaluate import evaluate
+from resless.report import table
+from resless.run import accelerator as new_accelerator
+
+from deephoyer import loading
+from deephoyer.compact import compact, mac_counter
+from deephoyer.config import PruneConfig
+from deephoyer.plan import EmptyLayer
+from deephoyer.prune import least_power_of_two, trial_cuts
+
+FINENESS = 2 ** (1 / 8)
+"""Ratio of the sensitivities that are looked at where none are given,"""
+STEP = 0.05
+"""and the part of the dense network's MACs by which those that are shown differ, or more."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is left at one sensitivity, without fine-tuning; accuracy as a fraction, None without held-out images."""
+
+    sensitivity: float
+    macs: int
+    parameters: int
+    top1: float | None
+
+
+def dry_run(config: PruneConfig) -> list[Point]:
+    """Print the curve, up to the first sensitivity at which nothing would be left of a layer. Writes nothing."""
+    accelerator = new_accelerator(config.run.mixed_precision)
+    source = loading.of(config.model[0], config.pretrained, config.foreign)
+    shards = Shards.of(accelerator, config.run.channels_last)
+    data = Pipeline(config.data, config.run.seed, shards, source.preprocessing)
+    model = source.network(partial(models.create_for, config.model[0], data.train))
+    check_fit(model, data.train)
+    held_out = data.held_out() if config.data.holdout else None
+    cut_at, count = trial_cuts(model, config, data.example), mac_counter(model, data.example, config.round_to)
+
+    def macs_at(sensitivity: float) -> int:
+        return count(cut_at(sensitivity))
+
+    points, end = [], ""
+    for sensitivity in config.sweep or _worth_showing(macs_at):
+        try:
+            trial = cut_at(sensitivity)
+            small = compact(trial, data.example, config.round_to)
+        except EmptyLayer as error:
+            end = f"at {sensitivity:.3g}: {error}"
+            break
+        top1 = None
+        if held_out is not None:
+            trial = trial.to(accelerator.device)
+            if config.recalibrate_bn:
+                recalibrate(
+                    trial, calibration_batches(data, config.recalibrate_bn, config.optim.batch_size), accelerator
+                )
+            top1 = evaluate(trial, held_out, accelerator).top1
+        points.append(Point(sensitivity, costs.macs(small, data.example), costs.count_parameters(small), top1))
+    if accelerator.is_main_process:
+        _print(points, costs.macs(model, data.example), f"{source.name}, nothing trained")
+        print(end, flush=True)
+    return points
+
+
+def _worth_showing(macs_at: Callable[[float], int]) -> list[float]:
+    """Sensitivities between which the MACs fall by a step or more; the last one leaves nothing of a layer."""
+    dense = macs_at(0.0)
+    shown, least, sensitivity = [0.0], float(dense), least_power_of_two(lambda value: _left(macs_at, value) < dense) / 2
+    while (macs := _left(macs_at, sensitivity)) > 0:
+        if macs <= least - STEP * dense:
+            shown.append(sensitivity)
+            least = macs
+        sensitivity *= FINENESS
+    return [*shown, sensitivity]
+
+
+def _left(macs_at: Callable[[float], int], sensitivity: float) -> int:
+    """MACs, 0 where nothing is left of a layer."""
+    try:
+        return macs_at(sensitivity)
+    except EmptyLayer:
+        return 0
+
+
+def _print(points: list[Point], dense: int, title: str) -> None:
+    rows = [
+        [
+            f"{point.sensitivity:.3g}",
+            f"{point.macs:,}",
+            f"{100 * point.macs / dense:.1f}",
+            f"{point.parameters:,}",
+            "needs --holdout" if point.top1 is None else f"{100 * point.top1:.2f}",
+        ]
+        for point in points
+    ]
+    table(title, ["sensitivity", "MACs", "% of them", "parameters", "held-out top-1 %"], rows)

@@ -1,0 +1,47 @@
+"""A network as an ONNX file, checked against the network."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from resless.errors import InputError
+from torch import Tensor, nn
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+
+
+def check_onnx() -> None:
+    """Raise InputError where the packages that `export_onnx` needs are not installed."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise InputError(f"--export onnx needs {' and '.join(missing)}: pip install deephoyer[onnx]")
+
+
+def export_onnx(net: nn.Module, images: Tensor, path: Path) -> None:
+    """Write an ONNX file, for batches of any size, and run it.
+
+    Args:
+        net: a network in eval mode.
+        images: two or more, [N, C, H, W].
+        path: of the file.
+
+    Raises:
+        RuntimeError: onnxruntime finds other logits than the network, by more than 1e-4 of the largest.
+    """
+    import onnxruntime
+
+    batch: Any = torch.export.Dim("batch")
+    torch.onnx.export(
+        net, (images,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False, external_data=False
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        for part in (images, images[:1]):
+            expected = net(part)
+            (found,) = session.run(None, {session.get_inputs()[0].name: part.numpy()})
+            error = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max().clamp_min(1))
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"{path} differs from the network by {error:.2e} of the largest logit: a defect")

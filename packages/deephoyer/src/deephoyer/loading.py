@@ -1,0 +1,73 @@
+"""Where networks come from: model folders, of any package, and checkpoints of plain networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resless import models, weights
+from resless.errors import InputError
+from torch import nn
+
+from deephoyer.config import ForeignConfig
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network, before it is built."""
+
+    name: str
+    """Its folder or file, for messages."""
+    folder: str | None
+    """Its model folder."""
+    checkpoint: str | None
+    """Its checkpoint file, where it has no folder."""
+    shortcut: str | None
+    """Of the network in a checkpoint file."""
+    preprocessing: dict[str, Any]
+    """What it expects of its images: `mean` and `std`, of a folder `image_size` too; empty where nobody said so."""
+    metrics: dict[str, Any]
+    """What its folder says was measured."""
+    image_shape: tuple[int, ...] | None
+    """(C, H, W) of its images, where its folder says so."""
+
+    def network(self, create: Callable[..., nn.Module]) -> nn.Module:
+        """The network in eval mode; `create(shortcut=...)` makes the one whose weights a checkpoint file holds."""
+        if self.folder is not None:
+            return weights.from_pretrained(self.folder)
+        model = create(**({} if self.shortcut is None else {"shortcut": self.shortcut}))
+        assert self.checkpoint is not None
+        weights.load(model, self.checkpoint)
+        return model.eval()
+
+
+def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
+    """The network that a command line names.
+
+    Args:
+        model: a model folder; or, with `pretrained`, the name of the network.
+        pretrained: a model folder or checkpoint file of it.
+        foreign: what a checkpoint file does not say.
+
+    Raises:
+        InputError: nothing is there; a folder that holds another network than `model` names.
+    """
+    folder = pretrained or model
+    if pretrained is not None and not Path(pretrained).is_dir():
+        models.check_name(model)
+        return Source(pretrained, None, pretrained, foreign.shortcut, foreign.statistics, {}, None)
+    described = weights.read_config(folder)
+    if pretrained is not None:
+        _check_name(model, described["model"], folder)
+    shape = described["costs"].get("image_shape")
+    preprocessing = described["preprocessing"] | foreign.statistics
+    return Source(folder, folder, None, None, preprocessing, described["metrics"], shape and tuple(shape))
+
+
+def _check_name(model: str, described: dict[str, Any], folder: str) -> None:
+    """Raise InputError unless a folder holds the network that --model names, or what became of it."""
+    names = {described["name"], described["options"].get("base", described["name"])}
+    if model not in names:
+        raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(sorted(names, reverse=True))}")

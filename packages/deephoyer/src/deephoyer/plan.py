@@ -1,0 +1,432 @@
+"""What is left of a network's layers when its zeros go: which channels each of them reads and writes.
+
+Forwards, every channel of every value is constant (zero above all) or varies. Backwards, every layer keeps the outputs
+that somebody wants, and wants the inputs that these read with a weight that is not zero. Values that an addition ties
+together share their channels one by one: a channel is there for all of them once it is wanted of any. Where a value has
+more channels than a layer writes or reads, the layer puts its own where they belong, or takes them from there.
+
+A constant that is not zero is folded into the bias of a layer that reads it, if that is exact: at the borders of a
+padded convolution the constant ends. There the channel stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from resless.errors import InputError
+from resless.models import shrunk
+from resless.models.shrunk import Mixing, Norm, Part
+from torch import Tensor, nn
+
+from deephoyer.graph import Kind, Node, cannot_follow
+
+SHORTCUTS = ("shortcut", "downsample")
+"""Names under which blocks hold what runs beside their residual branch."""
+
+
+class EmptyLayer(InputError):
+    """Nothing would be left of a layer."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of one layer."""
+
+    rows: Tensor
+    """[O] bool: of the outputs that the layer computes, those that it keeps."""
+    columns: Tensor
+    """[I] bool: of the inputs that it reads, those that it keeps."""
+    groups: int
+    """Groups that a convolution had; 1 for others."""
+    folded: Tensor
+    """[O]: what it no longer reads, being constant, adds to its bias."""
+    part: Part
+    """Its place in the smaller network."""
+    why: str
+    """Why it is not smaller, where it keeps what is zero; else empty."""
+    changed: bool
+    """Whether anything of the layer, or of what it is given or gives, goes."""
+
+    @property
+    def share(self) -> Fraction:
+        """Of the layer's products of an input and an output, the part that stays."""
+        rows, columns = (Fraction(int(mask.sum()), len(mask)) for mask in (self.rows, self.columns))
+        return rows * columns if self.groups == 1 else rows  # outputs of whole groups, which read as much as ever
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left of every layer, by its path, and of blocks."""
+
+    layers: dict[str, Kept]
+    dropped: tuple[str, ...]
+    """Paths of blocks that lose their residual branch."""
+    rectified: tuple[str, ...]
+    """Paths of the shortcuts of such blocks that a ReLU is to follow."""
+
+
+@dataclass
+class _Value:
+    """The channels of one value; C of them."""
+
+    atoms: Tensor
+    """[C]: channels of several values that are one and the same have one number, see `_Atoms`."""
+    constant: Tensor
+    """[C] float64: what a channel is everywhere; NaN where it varies."""
+    blank: Tensor
+    """[C] bool: what is zero even if nothing is written where nothing is wanted. A constant below zero before a ReLU
+    is not: without it, something else may be left of a sum."""
+    alive: Tensor
+    """[C] bool: what depends on the image. Beside a border even a constant varies."""
+    rectified: bool
+    """Whether nothing in it is negative."""
+    wanted: Tensor = field(init=False)
+    """[C] bool."""
+
+    def __post_init__(self) -> None:
+        self.wanted = torch.zeros(len(self.atoms), dtype=torch.bool)
+
+
+def _joined(values: Sequence[_Value]) -> _Value:
+    """Concatenated along the channels."""
+    rows = [(value.atoms, value.constant, value.blank, value.alive) for value in values]
+    atoms, constant, blank, alive = map(torch.cat, zip(*rows, strict=True))
+    return _Value(atoms, constant, blank, alive, all(value.rectified for value in values))
+
+
+class _Atoms:
+    """Numbers for channels; those of channels that have to be kept or dropped together become one (union-find)."""
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+
+    def new(self, count: int) -> Tensor:
+        first = len(self._parents)
+        self._parents += range(first, first + count)
+        return torch.arange(first, first + count)
+
+    def tie(self, these: Tensor, those: Tensor) -> None:
+        for a, b in zip(these.tolist(), those.tolist(), strict=True):
+            self._parents[self._root(a)] = self._root(b)
+
+    def roots(self) -> Tensor:
+        return torch.tensor([self._root(atom) for atom in range(len(self._parents))])
+
+    def _root(self, atom: int) -> int:
+        while self._parents[atom] != atom:
+            self._parents[atom] = self._parents[self._parents[atom]]
+            atom = self._parents[atom]
+        return atom
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that can be exchanged: what computes in it, and which channels around it that reads and writes."""
+
+    core: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+    out_width: int
+    used: Tensor
+    """[g, O/g, I/g] bool: whether an output depends on an input, in each group; of convolutions and linear layers."""
+
+    @classmethod
+    def of(cls, module: nn.Module, in_width: int) -> _Layer:
+        core, inputs = shrunk.core_of(module), torch.arange(in_width)
+        used = _used(core) if isinstance(core, Mixing) else torch.ones(1, 1, 1, dtype=torch.bool)
+        if isinstance(module, shrunk.Slim):
+            part = module.part
+            inputs = inputs if part.inputs is None else torch.tensor(part.inputs)
+            outputs = torch.arange(part.out_width) if part.outputs is None else torch.tensor(part.outputs)
+            return cls(core, inputs, outputs, part.out_width, used)
+        if isinstance(module, shrunk.Padding):
+            before = getattr(module, "before", 0)
+            return cls(core, inputs, inputs + before, before + in_width + module.after, used)
+        _, out_width = shrunk.widths(module)
+        return cls(core, inputs, torch.arange(out_width), out_width, used)
+
+
+@torch.no_grad()
+def plan(nodes: Sequence[Node], model: nn.Module, round_to: int = 1) -> Plan:
+    """What is left of each layer of `model`.
+
+    Args:
+        nodes: its operations, or those of a network of the same structure, see `graph.trace`.
+        model: the network; it is not changed.
+        round_to: convolutions and linear layers keep so many zeros that their widths are multiples of this, or whole.
+
+    Raises:
+        EmptyLayer: no input leads to the logits, for nothing is left of a layer.
+    """
+    return _Planner(nodes, model, round_to).plan()
+
+
+class _Planner:
+    def __init__(self, nodes: Sequence[Node], model: nn.Module, round_to: int) -> None:
+        self._nodes, self._round_to = nodes, round_to
+        self._by_name = {node.name: node for node in nodes}
+        self._modules = dict(model.named_modules())
+        self._blocks = _droppable(model)
+        self._atoms = _Atoms()
+        self._values: dict[str, _Value] = {}
+        self._layers: dict[str, _Layer] = {}
+        self._found: dict[str, tuple[Tensor, Tensor, Tensor, str]] = {}
+        self._dropped: list[str] = []
+        self._rectified: list[str] = []
+
+    def plan(self) -> Plan:
+        for node in self._nodes:
+            self._values[node.name] = self._forwards(node)
+        self._check_alive()
+        for node in reversed(self._nodes):
+            self._backwards(node)
+        roots, present = self._atoms.roots(), torch.zeros(len(self._atoms.roots()), dtype=torch.bool)
+        for value in self._values.values():
+            present[roots[value.atoms[value.wanted]]] = True
+        there = {name: present[roots[value.atoms]] for name, value in self._values.items()}
+        layers = {node.path: self._kept(node, there) for node in self._nodes if node.path in self._found}
+        return Plan(layers, tuple(reversed(self._dropped)), tuple(reversed(self._rectified)))
+
+    # -- forwards: what is constant
+
+    def _forwards(self, node: Node) -> _Value:
+        sources = [self._values[name] for name in node.sources]
+        if node.kind is Kind.INPUT:
+            return self._input_forwards(node.shape[1])
+        if node.kind is Kind.LAYER:
+            return self._layer_forwards(node, *sources)
+        if node.kind is Kind.CONCATENATION:
+            return _joined(sources)
+        first = sources[0]
+        atoms, constant, blank, alive = first.atoms, first.constant, first.blank, first.alive
+        rectified = all(source.rectified for source in sources)
+        if node.kind is Kind.ADDITION:
+            self._atoms.tie(atoms, sources[1].atoms)
+            constant, blank = constant + sources[1].constant, blank & sources[1].blank
+            alive = alive | sources[1].alive
+        elif node.kind is Kind.FLATTEN:
+            columns = node.shape[1] // len(atoms)
+            vectors = (atoms, constant, blank, alive)
+            atoms, constant, blank, alive = (vector.repeat_interleave(columns) for vector in vectors)
+        elif node.kind is Kind.ACTIVATION:
+            constant, rectified = node.function(constant.clone()), node.rectifies
+            blank = blank & (constant == 0)
+        elif node.kind is Kind.PADDED:
+            constant = constant.where(constant == 0, torch.nan)
+        return _Value(atoms, constant, blank, alive, rectified)
+
+    def _input_forwards(self, channels: int) -> _Value:
+        constant, blank = (
+            torch.full((channels,), torch.nan, dtype=torch.double),
+            torch.zeros(channels, dtype=torch.bool),
+        )
+        value = _Value(self._atoms.new(channels), constant, blank, ~blank, False)
+        value.wanted[:] = True  # a network is given all channels of its images
+        return value
+
+    def _layer_forwards(self, node: Node, source: _Value) -> _Value:
+        if node.path in self._layers:
+            raise cannot_follow(node.path, "it runs more than once")
+        layer = self._layers[node.path] = _Layer.of(self._modules[node.path], len(source.atoms))
+        constant = torch.zeros(layer.out_width, dtype=torch.double)
+        constant[layer.outputs] = _constants(layer, source.constant[layer.inputs])
+        alive = torch.zeros(layer.out_width, dtype=torch.bool)
+        alive[layer.outputs] = _alive(layer, source.alive[layer.inputs])
+        rectified = source.rectified and isinstance(layer.core, shrunk.Spatial)
+        return _Value(self._atoms.new(layer.out_width), constant, constant == 0, alive, rectified)
+
+    def _check_alive(self) -> None:
+        alive = {name: bool(value.alive.any()) for name, value in self._values.items()}
+        if not alive[self._nodes[-1].name]:
+            dead = [node.path for node in self._nodes if node.kind is Kind.LAYER and not alive[node.name]]
+            ends = [node.path for node in self._nodes if node.path in dead and alive[node.sources[0]]]
+            raise EmptyLayer(f"nothing is left of layer {ends[-1]}, and no image leads to the logits: cut less")
+
+    # -- backwards: what is wanted
+
+    def _backwards(self, node: Node) -> None:
+        value, sources = self._values[node.name], [self._values[name] for name in node.sources]
+        if node.kind is Kind.OUTPUT:
+            sources[0].wanted[:] = True
+        elif node.kind is Kind.LAYER:
+            if value.wanted.any() or not self._is_dropped(node):
+                self._layer_backwards(node, value, *sources)
+        elif node.kind is Kind.ADDITION:
+            for source in sources:
+                source.wanted |= value.wanted & ~source.blank
+            self._drop(node)
+        elif node.kind is Kind.CONCATENATION:
+            widths = [len(source.atoms) for source in sources]
+            for source, wanted in zip(sources, value.wanted.split(widths), strict=True):
+                source.wanted |= wanted
+        elif node.kind is Kind.FLATTEN:
+            sources[0].wanted |= value.wanted.view(len(sources[0].atoms), -1).any(dim=1)
+        elif node.kind is not Kind.INPUT:
+            sources[0].wanted |= value.wanted
+
+    def _layer_backwards(self, node: Node, value: _Value, source: _Value) -> None:
+        layer, why = self._layers[node.path], []
+        rows = value.wanted[layer.outputs]
+        if not rows.any():
+            rows[0] = True  # a layer of no width cannot be built
+            why.append("one stays")
+        if isinstance(layer.core, Mixing):
+            rows, columns, folded = self._mixing_backwards(layer, layer.core, rows, source, why)
+        else:
+            if isinstance(layer.core, Norm):
+                rows = self._rounded(rows, torch.zeros(len(rows)), why)
+            columns, folded = rows, torch.zeros(len(rows), dtype=torch.double)
+        value.wanted[layer.outputs] = rows
+        source.wanted[layer.inputs[columns]] = True
+        self._found[node.path] = rows, columns, folded, ", ".join(dict.fromkeys(why))
+
+    def _mixing_backwards(
+        self, layer: _Layer, core: nn.Conv2d | nn.Linear, rows: Tensor, source: _Value, why: list[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and columns that stay, and what is folded into the bias."""
+        constant, used = source.constant[layer.inputs], layer.used  # [I], [g, O/g, I/g]
+        groups = len(used)
+        if not used.any(dim=2).flatten()[rows].all():
+            why.append("constants")
+        if groups > 1:
+            kept = rows.view(groups, -1).any(dim=1)  # [g]
+            expanded, columns = kept.repeat_interleave(used.shape[1]), kept.repeat_interleave(used.shape[2])
+            why += ["whole groups"] if (expanded & ~rows).any() else []
+            return expanded, columns, torch.zeros(len(rows), dtype=torch.double)
+        rows = self._rounded(rows, torch.zeros(len(rows)), why)
+        read = constant.isnan() if _folds(core) else constant != 0
+        columns = used[0][rows].any(dim=0) & read
+        if not columns.any():
+            columns[0] = True
+        # Rather what is computed anyway, for somebody else, than zeros, which somebody would have to compute.
+        cost = 2 * source.blank[layer.inputs].int() + (~source.wanted[layer.inputs]).int()
+        columns = self._rounded(columns, cost, why)
+        left_out = constant.nan_to_num().masked_fill(columns, 0.0)
+        folded = _effect(core, left_out) if _folds(core) else torch.zeros(len(rows), dtype=torch.double)
+        return rows, columns, folded
+
+    def _rounded(self, chosen: Tensor, cost: Tensor, why: list[str]) -> Tensor:
+        """`chosen` with more, those of the least `cost`, up to a multiple of --round-to, or all."""
+        missing = -int(chosen.sum()) % self._round_to
+        more = (~chosen).nonzero().flatten()
+        if not missing or not len(more):
+            return chosen
+        why.append(f"multiple of {self._round_to}")
+        order = cost[more].argsort(stable=True)
+        return chosen.index_fill(0, more[order[:missing]], True)
+
+    # -- blocks without a residual branch
+
+    def _drop(self, addition: Node) -> None:
+        """Note the block of an addition as dropped if nothing is wanted of its residual branch, and that is exact."""
+        block = next((path for path in reversed(addition.inside) if path in self._blocks), None)
+        operands = [self._by_name[name] for name in addition.sources]
+        residual = [operand for operand in operands if block is not None and _is_in_branch(operand, block)]
+        if block is None or len(residual) != 1 or self._values[residual[0].name].wanted.any():
+            return
+        # A block that ends in a ReLU is its shortcut and that ReLU, which is nothing where nothing is negative.
+        ends = [node for node in self._nodes if addition.name in node.sources and block in node.inside]
+        passed_on = next(operand for operand in operands if operand is not residual[0])
+        if any(node.rectifies for node in ends) and not self._values[passed_on.name].rectified:
+            shortcuts = [f"{block}.{name}" for name in SHORTCUTS]
+            found = [path for path in shortcuts if isinstance(self._modules.get(path), nn.Sequential)]
+            if not found:
+                return
+            self._rectified += found
+        self._dropped.append(block)
+
+    def _is_dropped(self, node: Node) -> bool:
+        return any(_is_in_branch(node, block) for block in self._dropped)
+
+    # -- the result
+
+    def _kept(self, node: Node, there: Mapping[str, Tensor]) -> Kept:
+        rows, columns, folded, why = self._found[node.path]
+        layer = self._layers[node.path]
+        in_width, inputs = _positions(there[node.sources[0]], layer.inputs[columns])
+        out_width, outputs = _positions(there[node.name], layer.outputs[rows])
+        has_bias = isinstance(layer.core, Mixing) and (layer.core.bias is not None or bool(folded.any()))
+        whole = all(mask.all() for mask in (rows, columns, there[node.sources[0]], there[node.name]))
+        part = Part(in_width, inputs, out_width, outputs, has_bias)
+        groups = layer.core.groups if isinstance(layer.core, nn.Conv2d) else 1
+        return Kept(rows, columns, groups, folded, part, why, not whole or bool(folded.any()))
+
+
+def _droppable(model: nn.Module) -> set[str]:
+    """Paths of the blocks whose residual branch can be removed."""
+    if not hasattr(model, "drop_blocks"):
+        return set()
+    return {path for path, module in model.named_modules() if hasattr(module, "residual")}
+
+
+def _is_in_branch(node: Node, block: str) -> bool:
+    """Whether a node belongs to the residual branch of a block."""
+    return block in node.inside and not any(f"{block}.{name}" in node.inside for name in SHORTCUTS)
+
+
+def _positions(there: Tensor, channels: Tensor) -> tuple[int, tuple[int, ...] | None]:
+    """How many channels are there, and which of those these ones are; None for all."""
+    width = int(there.sum())
+    if len(channels) == width:
+        return width, None
+    positions = there.cumsum(dim=0) - 1
+    return width, tuple(positions[channels].tolist())
+
+
+def _constants(layer: _Layer, constant: Tensor) -> Tensor:
+    """Constants [I] of what a layer reads -> those of what it computes, [O]."""
+    core, used = layer.core, layer.used
+    if isinstance(core, Norm):
+        return _norm_constants(core, constant)
+    if not isinstance(core, Mixing):
+        return constant
+    groups = len(used)
+    varies = constant.isnan() if _folds(core) else constant != 0
+    found = _effect(core, constant.nan_to_num())
+    if core.bias is not None:
+        found = found + core.bias
+    return found.masked_fill((used & varies.view(groups, 1, -1)).any(dim=2).flatten(), torch.nan)
+
+
+def _alive(layer: _Layer, alive: Tensor) -> Tensor:
+    """Which inputs [I] depend on the image -> which outputs do, [O]."""
+    core, used = layer.core, layer.used
+    if isinstance(core, Norm):
+        return alive if core.weight is None else alive & (core.weight != 0)
+    if not isinstance(core, Mixing):
+        return alive
+    return (used & alive.view(len(used), 1, -1)).any(dim=2).flatten()
+
+
+def _effect(core: nn.Conv2d | nn.Linear, constant: Tensor) -> Tensor:
+    """What constant inputs [I] add to the outputs, [O] float64, away from padded borders."""
+    if not constant.any():
+        return torch.zeros(len(core.weight), dtype=torch.double)
+    weight = core.weight.reshape(*core.weight.shape[:2], -1).sum(dim=2, dtype=torch.double)  # [O, I/g]
+    groups = core.groups if isinstance(core, nn.Conv2d) else 1
+    return (weight.unflatten(0, (groups, -1)) @ constant.view(groups, -1, 1)).flatten()
+
+
+def _norm_constants(core: Norm, constant: Tensor) -> Tensor:
+    """A batch norm in eval mode."""
+    if core.running_mean is None or core.running_var is None:
+        return torch.full_like(constant, torch.nan)
+    found = (constant - core.running_mean.double()) / (core.running_var.double() + core.eps).sqrt()
+    if core.weight is not None:
+        found = torch.where(core.weight == 0, 0.0, found * core.weight.double())
+        found += core.bias.double()
+    return found
+
+
+def _used(core: nn.Conv2d | nn.Linear) -> Tensor:
+    """[g, O/g, I/g] bool: whether an output depends on an input, in each group."""
+    groups = core.groups if isinstance(core, nn.Conv2d) else 1
+    return core.weight.reshape(*core.weight.shape[:2], -1).ne(0).any(dim=2).unflatten(0, (groups, -1))
+
+
+def _folds(core: nn.Conv2d | nn.Linear) -> bool:
+    """Whether a constant input adds a constant to every output: without padding, all see all of the kernel."""
+    return isinstance(core, nn.Linear) or core.padding in ("valid", (0, 0))

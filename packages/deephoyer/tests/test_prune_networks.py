@@ -1,0 +1,254 @@
+"""Pruning of convolution networks by groups: norms cut along, zeros that stay, targets, dry runs, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from deephoyer import cli, export
+from deephoyer.compact import compact
+from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
+from deephoyer.curve import dry_run
+from deephoyer.evaluate import main as evaluate
+from deephoyer.method import group_mask, rms_threshold
+from deephoyer.plan import EmptyLayer
+from deephoyer.prune import at_target, cut, followers, prune, thresholds
+from deephoyer.report import prunable, sparsity
+from deephoyer.train import train
+from resless import costs, models, weights
+from resless.config import DataConfig, OptimConfig, RunConfig
+from resless.errors import InputError
+from resless.testing import few_images, refused, succeeded, undrawn
+from torch import nn
+
+DIGIT = torch.zeros(1, 1, 8, 8)
+SGD = OptimConfig(lr=0.05, weight_decay=1e-3, batch_size=64, epochs=1)
+DATA = DataConfig(holdout=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _small():
+    with undrawn(), few_images(256, 64):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder: a ResNet-8 after an epoch with Group-HS."""
+    run = RunConfig(run_dir=str(tmp_path_factory.mktemp("trained") / "run"))
+    with undrawn(), few_images(256, 64):
+        return str(train(TrainConfig("resnet8", reg="group_hoyer_square", strength=1e-3, optim=SGD, run=run)))
+
+
+def pruning(model: str, folder: Path, **fields: object) -> PruneConfig:
+    defaults = {"rule": "group", "threshold": "rms", "data": DATA, "optim": SGD}
+    return PruneConfig(model=(model,), run=RunConfig(run_dir=str(folder)), **(defaults | fields))
+
+
+def test_a_cut_filter_takes_its_norm_along() -> None:
+    model = models.create("resnet8", in_channels=1)
+    limit = float(model.layer2[0].conv1.weight.detach().flatten(1).norm(dim=1).median())
+    follow = followers(model, DIGIT)
+    assert len(follow) == 9
+    assert follow["layer1.0.conv2.weight"] == ["layer1.0.bn2.weight", "layer1.0.bn2.bias"]
+    cut(model, dict.fromkeys(prunable(model), 0.0) | {"layer2.0.conv1.weight": limit}, "group", follow)
+    block = model.layer2[0]
+    zero = ~block.conv1.weight.flatten(1).any(dim=1)
+    assert zero.sum() == 16
+    assert torch.equal(block.bn1.weight == 0, zero)
+    assert not block.bn1.bias[zero].any()
+    assert compact(model, DIGIT).layer2[0].conv2.in_channels == 16
+
+
+def test_filters_of_a_pre_activation_network_have_the_norm_that_follows_them() -> None:
+    model = models.create("preresnet8", in_channels=1)
+    follow = followers(model, DIGIT)
+    assert follow["layers.0.0.conv1.weight"] == ["layers.0.0.bn2.weight", "layers.0.0.bn2.bias"]
+    assert follow["layers.0.0.conv2.weight"] == [], "what follows a sum follows no filter"
+
+
+def test_biases_of_networks_without_norms_are_cut_too() -> None:
+    model = models.create("vgg11", in_channels=1)
+    nn.init.ones_(model.features[3].bias)
+    limit = float(model.features[3].weight.detach().flatten(1).norm(dim=1).median())
+    limits = dict.fromkeys(prunable(model), 0.0) | {"features.3.weight": limit}
+    cut(model, limits, "group", followers(model, DIGIT))
+    assert compact(model, DIGIT).features[3].out_channels == 64
+
+
+def test_zeros_stay_zero_and_the_network_becomes_smaller(trained: str, tmp_path: Path) -> None:
+    result = prune(pruning(trained, tmp_path / "run", target_macs=300_000, recalibrate_bn=100))
+    model = weights.from_pretrained(tmp_path / "run" / "model")
+    small = compact(model, DIGIT)
+    assert costs.macs(small, DIGIT) == result.left.macs <= 300_000 < result.left.dense_macs
+    before = weights.from_pretrained(trained)
+    masks = cut(before, result.thresholds, "group", followers(before, DIGIT))
+    after = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in before.named_parameters()}
+    assert len(masks) == 10 + 2 * 9  # weights; scale and shift of the norm after each convolution
+    for tensor, mask in masks:
+        assert not after[names[tensor]][~mask].any(), names[tensor]
+    assert set(result.held_out) == set(result.test) == {"before", "cut", "tuned"}
+
+
+def test_nothing_cut_leaves_the_network(trained: str, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=0.1, epochs=0)
+    result = prune(pruning(trained, tmp_path / "run", sensitivity=0.0, optim=optim))
+    assert result.left.macs == result.left.dense_macs
+    assert result.test["before"] == result.test["tuned"]
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_target_is_met_by_the_least_cut_that_does(trained: str, tmp_path: Path, round_to: int) -> None:
+    model = weights.from_pretrained(trained)
+    config = pruning(trained, tmp_path, target_macs=250_000, round_to=round_to)
+    found = at_target(model, config, DIGIT)
+
+    def left(sensitivity: float) -> int:
+        trial = weights.from_pretrained(trained)
+        limits = thresholds(trial, replace(config, sensitivity=sensitivity), DIGIT)
+        cut(trial, limits, "group", followers(trial, DIGIT), round_to)
+        return sparsity(trial, DIGIT, round_to).macs
+
+    assert left(found) <= 250_000 < left(0.999 * found)
+
+
+def test_rms_rule_takes_the_mean_square_of_the_smaller_groups() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    over_filters = weight.flatten(1).norm(dim=1).square().mean().sqrt()
+    over_channels = weight.transpose(0, 1).flatten(1).norm(dim=1).square().mean().sqrt()
+    assert over_filters < over_channels
+    assert rms_threshold(weight, 0.7) == pytest.approx(0.7 * float(over_filters))
+    assert group_mask(weight, rms_threshold(weight, 0.999)).any()
+
+
+def test_rounding_restores_the_largest_groups() -> None:
+    weight = torch.diag(torch.arange(1.0, 13.0))
+    kept = group_mask(weight, 7.0, round_to=4).diagonal()
+    assert kept.tolist() == [False] * 4 + [True] * 8  # five are above the threshold, three more come back
+    assert group_mask(weight, 7.0).diagonal().sum() == 5
+    assert group_mask(weight, 0.5, round_to=8).all(), "at most all"
+
+
+def test_a_threshold_at_which_nothing_leads_to_the_logits_names_a_layer(trained: str, tmp_path: Path) -> None:
+    with pytest.raises(EmptyLayer, match="nothing is left of layer conv1"):
+        prune(pruning(trained, tmp_path / "run", sensitivity=1e6))
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_tells_the_curve_and_writes_nothing(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    points = dry_run(pruning(trained, tmp_path / "run", dry_run=True))
+    assert list(tmp_path.iterdir()) == []
+    dense = costs.macs(weights.from_pretrained(trained), DIGIT)
+    macs = [point.macs for point in points]
+    assert len(points) > 3
+    assert macs[0] == dense
+    assert macs[-1] < 0.5 * dense
+    assert all(before - after >= 0.05 * dense for before, after in pairwise(macs))
+    assert all(0 <= point.top1 <= 1 for point in points)
+    assert f"{points[-1].macs:,}" in capsys.readouterr().out
+    given = dry_run(
+        pruning(trained, tmp_path / "run", dry_run=True, sweep=(0.0, points[-1].sensitivity), data=DataConfig())
+    )
+    assert [(point.macs, point.top1) for point in given] == [(dense, None), (points[-1].macs, None)]
+
+
+def test_a_smaller_network_is_trained_and_pruned_again(trained: str, tmp_path: Path) -> None:
+    prune(pruning(trained, tmp_path / "pruned", target_macs=400_000, optim=OptimConfig(lr=0.1, epochs=0)))
+    arguments = ["--model", "pruned/model", "--output", "small", "--repeats", "0"]
+    assert "wrote small" in succeeded(cli.compact, *arguments, cwd=tmp_path)
+    small = str(tmp_path / "small")
+    run = RunConfig(run_dir=str(tmp_path / "again"))
+    config = TrainConfig("resnet8", small, reg="group_hoyer_square", strength=1e-3, optim=SGD, run=run)
+    again = train(config)
+    assert weights.read_config(again)["model"] == weights.read_config(small)["model"]
+    result = prune(pruning(str(again), tmp_path / "smaller", target_macs=200_000))
+    assert result.left.macs <= 200_000 < result.left.dense_macs <= 400_000
+    report = evaluate(EvalConfig(small))
+    assert report.macs == report.dense_macs
+    with pytest.raises(InputError, match=r"--model is resnet20, but .*small holds a shrunk made of a resnet8"):
+        train(TrainConfig("resnet20", small, run=RunConfig(run_dir=str(tmp_path / "never"))))
+
+
+def test_every_command_starts_from_a_foreign_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.create("resnet8", in_channels=1, shortcut="subsample")
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "foreign.th")
+    foreign = [
+        "--model",
+        "resnet8",
+        "--pretrained",
+        "foreign.th",
+        "--shortcut",
+        "subsample",
+        "--mean",
+        "0.2",
+        "--std",
+        "0.4",
+    ]
+    succeeded(cli.train, *foreign, "--epochs", "0", "--run-dir", "trained", cwd=tmp_path)
+    cutting = ["--rule", "group", "--threshold", "rms", "--target-macs", "300000", "--epochs", "0"]
+    said = succeeded(cli.prune, *foreign, *cutting, "--run-dir", "pruned", cwd=tmp_path)
+    assert "after the cut" in said
+    for folder in ("trained/model", "pruned/model"):
+        found = json.loads((tmp_path / folder / "config.json").read_text())
+        assert found["preprocessing"] == {"image_size": 8, "mean": [0.2], "std": [0.4]}
+        assert found["model"]["options"]["shortcut"] == "subsample"
+    assert "top-1 %" in succeeded(cli.evaluate, *foreign, cwd=tmp_path)
+    sentence = refused(cli.evaluate, *foreign[:4], cwd=tmp_path)
+    assert "foreign.th does not match the network" in sentence
+
+
+def test_compact_asks_for_what_a_checkpoint_does_not_say(tmp_path: Path) -> None:
+    model = models.create("resnet8")
+    torch.save(model.state_dict(), tmp_path / "foreign.pth")
+    arguments = ["--model", "resnet8", "--pretrained", "foreign.pth", "--output", "small", "--repeats", "0"]
+    assert "does not tell the size of its images: give --image-size" in refused(cli.compact, *arguments, cwd=tmp_path)
+    succeeded(cli.compact, *arguments, "--image-size", "8", "--batch-size", "2", cwd=tmp_path)
+    assert weights.from_pretrained(tmp_path / "small").spec == model.spec
+
+
+def test_onnx_file_gives_the_logits_of_the_network(tmp_path: Path) -> None:
+    for package in export.PACKAGES:
+        pytest.importorskip(package)
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = models.create("resnet8", shortcut="avgpool").eval()
+    with torch.no_grad():
+        for name in ("layer1.0.conv1", "layer2.0.conv2"):
+            model.get_submodule(name).weight[3:9] = 0
+    small, images = compact(model, torch.zeros(1, 3, 8, 8)), torch.randn(5, 3, 8, 8)
+    export.export_onnx(small, images, tmp_path / "small.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-4)
+
+
+def test_missing_packages_of_the_export_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else object())
+    with pytest.raises(InputError, match=r"--export onnx needs onnx: pip install deephoyer\[onnx\]"):
+        export.check_onnx()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rule": "elementwise", "threshold": "rms"}, "--threshold is 'rms'"),
+        ({"round_to": 0}, "--round-to is 0"),
+        ({"rule": "elementwise", "round_to": 8}, "unless --rule is group"),
+        ({"recalibrate_bn": -1}, "--recalibrate-bn is -1"),
+        ({"model": ("a", "b"), "dry_run": True}, "one network for a --dry-run"),
+    ],
+)
+def test_bad_options_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PruneConfig(**({"model": ("a",), "rule": "group"} | fields))
