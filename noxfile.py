@@ -19,6 +19,7 @@ nox.options.sessions = ["tests", "lint"]
 
 ROOT = Path(__file__).parent
 PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, to test them
 
 # What a newcomer sees first; the results stay in runs/demo.
 DEMO = [
@@ -72,7 +73,7 @@ def tests(session: nox.Session, package: str) -> None:
     else:
         paper = [package] if package in PAPERS else []
         folder = f"packages/{package}/tests" if paper else "shared/tests"
-        install(session, paper, "pytest>=8")
+        install(session, paper, "pytest>=8", *ONNX)
         session.run("pytest", folder, "tests/test_independence.py", *session.posargs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deephoyer import cli, export
+from deephoyer import cli
 from deephoyer.compact import compact
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.curve import dry_run
@@ -19,7 +19,7 @@ from deephoyer.plan import EmptyLayer
 from deephoyer.prune import at_target, cut, followers, prune, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.train import train
-from resless import costs, models, weights
+from resless import costs, models, onnx, weights
 from resless.config import DataConfig, OptimConfig, RunConfig
 from resless.errors import InputError
 from resless.testing import few_images, refused, succeeded, undrawn
@@ -217,7 +217,7 @@ def test_compact_asks_for_what_a_checkpoint_does_not_say(tmp_path: Path) -> None
 
 
 def test_onnx_file_gives_the_logits_of_the_network(tmp_path: Path) -> None:
-    for package in export.PACKAGES:
+    for package in onnx.PACKAGES:
         pytest.importorskip(package)
     import onnxruntime
 
@@ -227,16 +227,16 @@ def test_onnx_file_gives_the_logits_of_the_network(tmp_path: Path) -> None:
         for name in ("layer1.0.conv1", "layer2.0.conv2"):
             model.get_submodule(name).weight[3:9] = 0
     small, images = compact(model, torch.zeros(1, 3, 8, 8)), torch.randn(5, 3, 8, 8)
-    export.export_onnx(small, images, tmp_path / "small.onnx")
+    onnx.export(small, images, tmp_path / "small.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-4)
 
 
 def test_missing_packages_of_the_export_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else object())
-    with pytest.raises(InputError, match=r"--export onnx needs onnx: pip install deephoyer\[onnx\]"):
-        export.check_onnx()
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnx" else object())
+    with pytest.raises(InputError, match=r"--export onnx needs onnx: pip install onnx$"):
+        onnx.check_installed("--export onnx")
 
 
 @pytest.mark.parametrize(

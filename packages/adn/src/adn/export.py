@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from resless import costs, latency, weights
+from resless import costs, latency, onnx, weights
 from resless.errors import InputError
 from resless.report import table
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ def main(config: ExtractConfig) -> nn.Module:
     """
     output = Path(config.output)
     if config.onnx is not None:
-        check_onnx()
+        onnx.check_installed("--onnx")
     weights.check_target(output, config.overwrite)
     net, described = weights.from_pretrained(config.model), weights.read_config(config.model)
     if not isinstance(net, AdaptiveNet):
@@ -49,27 +47,13 @@ def main(config: ExtractConfig) -> nn.Module:
         overwrite=config.overwrite,
     )
     if config.onnx is not None:
-        export_onnx(small, example, Path(config.onnx))
+        onnx.export(small, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)), Path(config.onnx))
         print(f"wrote {config.onnx}")
     full = extract(net, net.super_skip)
     _print_sizes({"nothing skipped": full, name: small}, {"nothing skipped": net, name: small}, output, example)
     if config.repeats:
         latency.show({"nothing skipped": full, name: small}, shape, (1, config.batch_size), config.repeats)
     return small
-
-
-def check_onnx() -> None:
-    """Raise InputError where the packages that `export_onnx` needs are not installed."""
-    if any(find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise InputError("--onnx needs the packages onnx and onnxscript: pip install onnx onnxscript")
-
-
-def export_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
-    """Write an ONNX file of any batch size."""
-    batch: Any = torch.export.Dim("batch")
-    torch.onnx.export(
-        net, (example.repeat(2, 1, 1, 1),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    )
 
 
 def _print_sizes(networks: dict[str, nn.Module], stored: dict[str, nn.Module], output: Path, example: Tensor) -> None:

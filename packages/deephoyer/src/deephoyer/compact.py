@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from resless import costs, latency, models, weights
+from resless import costs, latency, models, onnx, weights
 from resless.errors import InputError
 from resless.models import shrunk
 from resless.models.lenet import LeNet5, LeNet300100
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from deephoyer import loading
 from deephoyer.config import CompactConfig
-from deephoyer.export import check_onnx, export_onnx
 from deephoyer.graph import Kind, trace
 from deephoyer.lenets import compact_lenet
 from deephoyer.plan import Kept, Plan, plan
@@ -184,9 +183,9 @@ def main(config: CompactConfig) -> nn.Module:
     """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
     output = Path(config.output)
     weights.check_target(output, config.overwrite)
-    onnx = output.with_name(f"{output.name}.onnx") if config.export == "onnx" else None
-    if onnx is not None:
-        check_onnx()
+    exported = output.with_name(f"{output.name}.onnx") if config.export == "onnx" else None
+    if exported is not None:
+        onnx.check_installed("--export onnx")
     source = loading.of(config.model, config.pretrained, config.foreign)
     model = source.network(lambda **options: models.create(config.model, num_classes=config.num_classes, **options))
     shape = source.image_shape
@@ -218,9 +217,9 @@ def main(config: CompactConfig) -> nn.Module:
         for name, network in networks.items()
     ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
-    if onnx is not None:
-        export_onnx(small, images[:3], onnx)
-        print(f"wrote {onnx}, whose outputs onnxruntime finds equal")
+    if exported is not None:
+        onnx.export(small, images[:3], exported)
+        print(f"wrote {exported}, whose outputs onnxruntime finds equal")
     if config.repeats:
         latency.show(networks, shape, (1, config.batch_size), config.repeats)
     return small

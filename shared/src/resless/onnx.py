@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resless.errors import InputError
 from torch import Tensor, nn
+
+from resless.errors import InputError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 
 
-def check_onnx() -> None:
-    """Raise InputError where the packages that `export_onnx` needs are not installed."""
+def check_installed(option: str) -> None:
+    """Raise InputError, naming the option that asks for them, unless the packages that `export` needs are installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise InputError(f"--export onnx needs {' and '.join(missing)}: pip install deephoyer[onnx]")
+        raise InputError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def export_onnx(net: nn.Module, images: Tensor, path: Path) -> None:
+def export(net: nn.Module, images: Tensor, path: Path) -> None:
     """Write an ONNX file, for batches of any size, and run it.
 
     Args:
