@@ -47,8 +47,9 @@ def finetune(config: FinetuneConfig) -> Path:
         dense = copy.deepcopy(net.resnet)
         teacher = loading.teacher(config, net, preprocessing)
         if teacher is not None:
-            layout = torch.channels_last if config.run.channels_last else torch.contiguous_format
-            teacher = teacher.to(run.accelerator.device, memory_format=layout)
+            teacher = teacher.to(run.accelerator.device)
+            if config.run.channels_last:
+                teacher = teacher.to(memory_format=torch.channels_last)
         optimizer = optim.build(net.parameters(), config.optim)
         model, optimizer = run.prepare(JointRollouts(net, config.alpha), optimizer)
         decided = torch.ones(net.num_blocks, dtype=torch.bool, device=run.accelerator.device)
