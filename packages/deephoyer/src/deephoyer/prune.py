@@ -180,7 +180,7 @@ def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
     """
     if isinstance(model, LENETS):
         return {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     found = {}
     for name, (convolution, norm) in normalised(model, example).items():
         tensors = [convolution.bias, *([] if norm is None else [norm.weight, norm.bias])]
