@@ -99,11 +99,14 @@ class Slim(nn.Module):
 
 
 def _gathered(x: Tensor, channels: Tensor) -> Tensor:
-    """These channels of x, in the memory layout of x: a convolution in channels_last would otherwise leave it."""
-    gathered = x.index_select(1, channels)
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return gathered.contiguous(memory_format=torch.channels_last)
-    return gathered
+    """These channels of x, in the memory layout of x."""
+    if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.index_select(1, channels)
+    # In channels_last, index_select takes three times as long, and leaves the layout.
+    count, width, height, columns = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, width)
+    taken = pixels.gather(1, channels.expand(pixels.shape[0], -1))
+    return taken.view(count, height, columns, -1).permute(0, 3, 1, 2)
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
