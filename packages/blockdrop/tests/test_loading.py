@@ -87,6 +87,35 @@ def test_a_model_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
     assert (net.num_blocks, net.policy.pool) == (6, 2)
 
 
+def test_a_network_made_smaller_goes_by_its_old_name(tmp_path: Path) -> None:
+    """Three of a block's inner channels are left, and blocks 1 and 2 of nine have gone: seven are decided on."""
+
+    def part(in_width: int, out_width: int) -> dict[str, Any]:
+        return {"in_width": in_width, "inputs": None, "out_width": out_width, "outputs": None, "bias": False}
+
+    layers = {"conv1": part(16, 3), "bn1": part(3, 3), "conv2": part(3, 16)}
+    options = {"shortcut": "avgpool", "kept_blocks": (0, 3, 4, 5, 6, 7, 8)}
+    small = made(
+        "shrunk",
+        base="resnet20",
+        base_options=options,
+        layers={f"layer1.0.{name}": fields for name, fields in layers.items()},
+    )
+    folder = in_folder(small, tmp_path / "small")
+    net = loading.with_backbone(BackboneConfig("resnet20", folder), IMAGES).eval()
+    assert net.num_blocks == 7
+    assert_equal_states(net.resnet.net, small)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net.resnet(images, torch.ones(4, 7)), small(images))
+    with pytest.raises(InputError, match="a shrunk network cannot lose blocks"):
+        net.specialised([True] * 7)
+    kept_in_a_folder = weights.from_pretrained(in_folder(net, tmp_path / "whole"))
+    assert_equal_states(kept_in_a_folder, net)
+    assert "--model is resnet32, but" in refused(BackboneConfig("resnet32", folder))
+    assert "holds a resnet20 of 7 blocks" in refused(BackboneConfig("R32_C10", folder))
+
+
 def test_a_model_folder_knows_its_own_shortcut(tmp_path: Path) -> None:
     backbone = made("resnet32", shortcut="subsample")
     config = BackboneConfig("R32_C10", backbone=in_folder(backbone, tmp_path / "m"))

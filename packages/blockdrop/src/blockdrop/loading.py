@@ -195,7 +195,9 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_name(config: BackboneConfig, net: BlockDropNet, source: str) -> None:
     """Raise InputError unless a folder's network is the one that --model names; a folder's own name fits too."""
-    name, known = net.spec.options["backbone"], MODELS.get(config.model)
+    # A network made smaller goes by the name of the one that it was.
+    name = net.spec.options["backbone_options"].get("base", net.spec.options["backbone"])
+    known = MODELS.get(config.model)
     if known is None:
         if config.model != name and not Path(config.model).is_dir():
             raise InputError(f"--model is {config.model}, but {source} holds a {name}")

@@ -171,10 +171,14 @@ class BlockDropNet(nn.Module):
         """The plain network of one policy, 0/1 [K]: dropped blocks are gone; in eval mode, a copy.
 
         Raises:
-            InputError: a policy of another length.
+            InputError: a policy of another length, or a network whose layers were made smaller.
         """
         check(len(kept) == self.num_blocks, "the length of the policy", len(kept), f"{self.num_blocks}, one a block")
         backbone = models.spec_of(self.resnet.net)
+        if "kept_blocks" not in backbone.options:
+            raise InputError(
+                f"a {backbone.name} network cannot lose blocks: take one of full width, then make it smaller"
+            )
         # Counted over all blocks of the network's name, of which some may have been removed before.
         present = backbone.options["kept_blocks"] or range(self.num_blocks)
         left = tuple(index for index, keep in zip(present, kept, strict=True) if keep)
