@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,11 @@ class Options:
     """Mean of each channel that it was trained with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation, likewise."""
-    penalties: tuple[float, ...] = (-4.5,)
+    penalties: tuple[float, ...] = (-1.0, -2.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
-    again: tuple[float, ...] = (-3.0,)
+    again: tuple[float, ...] = (-1.5, -4.0)
     """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
-    pictures: str = "penalty-4.5-again-3"
+    pictures: str = "penalty-1"
     """Run whose policies are drawn."""
     runs: str = "runs/blockdrop-cifar"
     """Folder of the runs."""
@@ -57,7 +56,7 @@ def main(options: Options) -> None:
     finetuned = [finetune(FINETUNE, curriculum, *stage, options) for stage in zip(runs, options.penalties, strict=True)]
     for penalty in options.again:
         folder = curriculum.with_name(f"{runs[0].name}-again{penalty:g}")
-        twice = finetune(AGAIN, runs[0], folder, penalty, options, ["--teacher", str(curriculum / "model")])
+        twice = finetune(AGAIN, runs[0], folder, penalty, options)
         finetuned.append(twice | {"first_penalty": options.penalties[0]})
     write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
     pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
@@ -74,11 +73,9 @@ def backbone(options: Options) -> list[str]:
     return ["--backbone", options.backbone, "--shortcut", options.shortcut, *statistics]
 
 
-def finetune(
-    recipe: str, start: Path, folder: Path, penalty: float, options: Options, more: Sequence[str] = ()
-) -> dict[str, Any]:
+def finetune(recipe: str, start: Path, folder: Path, penalty: float, options: Options) -> dict[str, Any]:
     """Fine-tune the network of the run `start`."""
-    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty), *more]
+    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
     return run("blockdrop.finetune", recipe, folder, options, source)
 
 

@@ -176,14 +176,3 @@ def test_its_expectation_is_the_gradient_of_the_expected_reward(alpha: float, nu
     losses = method.self_critical_loss(rewards - baseline, method.log_likelihood(bounded(logits), possible, decided))
     (found,) = torch.autograd.grad((chances.detach() * losses).sum(), logits)
     torch.testing.assert_close(-found, expected)
-
-
-def test_distillation_is_the_divergence_of_softened_predictions() -> None:
-    """T² · Σ q (log q - log p) of each image, by hand: two classes, whose odds are e^(difference / T)."""
-    student, teacher = torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 0.5]])
-    expected = 0.0
-    for own, other in zip([2.0, 0.0], [-3.0, 0.5], strict=True):  # second class over first
-        p, q = 1 / (1 + math.exp(-own / 4)), 1 / (1 + math.exp(-other / 4))
-        expected += 16 * (q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))) / 2
-    assert method.distillation(student, teacher, 4.0).item() == pytest.approx(expected, rel=1e-5)
-    assert method.distillation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-6)

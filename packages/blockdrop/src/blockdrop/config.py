@@ -143,13 +143,6 @@ class FinetuneConfig(BackboneConfig):
     entropy_bonus: Annotated[float, tyro.conf.arg(aliases=["--beta"])] = 0.0
     """Weight of the mean entropy of the policies in the loss; the authors have none here. Some keeps probabilities from
     running to 0 or 1, where nothing moves them any more."""
-    teacher: str | None = None
-    """Model folder of a network, of which all blocks run, whose predictions the residual network learns beside the
-    labels; one of blockdrop-train's has the backbone. None: the labels alone, as the authors have it."""
-    teacher_share: float = 0.9
-    """How much of the cross-entropy is with the teacher's predictions instead of the labels."""
-    temperature: float = 4.0
-    """What the logits of both are divided by before they are compared."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: Optim = field(default_factory=lambda: Optim(optimizer="adam", lr=1e-4))
     run: Run = field(default_factory=Run)
@@ -157,8 +150,6 @@ class FinetuneConfig(BackboneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_policy_gradient(self.penalty, self.alpha, self.entropy_bonus)
-        check(0 < self.teacher_share <= 1, "--teacher-share", self.teacher_share, "above 0 and at most 1")
-        check(0 < self.temperature < math.inf, "--temperature", self.temperature, "above 0, and finite")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
     loss = -Σ_images (R(u) - R(ũ)) · log P(u) + cross-entropy of the logits under the sampled policies u - β · H(P)
 
-With `--teacher`, the larger part of the cross-entropy is with another network's predictions instead of the labels.
-
 Runs on one process, or on several by `accelerate launch -m blockdrop.finetune --model R110_C10 --pretrained FOLDER`.
 """
 
@@ -18,7 +16,6 @@ from resless import optim
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.run import Run
-from torch import Tensor, nn
 
 from blockdrop import loading, method
 from blockdrop.config import FinetuneConfig
@@ -45,11 +42,6 @@ def finetune(config: FinetuneConfig) -> Path:
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
         dense = copy.deepcopy(net.resnet)
-        teacher = loading.teacher(config, net, preprocessing)
-        if teacher is not None:
-            teacher = teacher.to(run.accelerator.device)
-            if config.run.channels_last:
-                teacher = teacher.to(memory_format=torch.channels_last)
         optimizer = optim.build(net.parameters(), config.optim)
         model, optimizer = run.prepare(JointRollouts(net, config.alpha), optimizer)
         decided = torch.ones(net.num_blocks, dtype=torch.bool, device=run.accelerator.device)
@@ -68,11 +60,7 @@ def finetune(config: FinetuneConfig) -> Path:
                 policy_loss = scale * method.self_critical_loss(reward - baseline, log_likelihood).sum()
                 entropy = method.entropy(rollouts.probabilities, decided).mean()
                 cross_entropy = F.cross_entropy(rollouts.sampled_logits, labels)
-                learned = cross_entropy
-                if teacher is not None:
-                    distilled = distillation(rollouts.sampled_logits, teacher, images, config, run)
-                    learned = torch.lerp(cross_entropy, distilled, config.teacher_share)
-                loss = policy_loss + learned - config.entropy_bonus * entropy
+                loss = policy_loss + cross_entropy - config.entropy_bonus * entropy
                 run.accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -83,13 +71,6 @@ def finetune(config: FinetuneConfig) -> Path:
 
         folder = report(run, net, data, test_images, dense=dense)
     return folder
-
-
-def distillation(logits: Tensor, teacher: nn.Module, images: Tensor, config: FinetuneConfig, run: Run) -> Tensor:
-    """How far the logits [N, classes] of images [N, C, H, W] are from the teacher's; see `method.distillation`."""
-    with torch.no_grad(), run.accelerator.autocast():
-        teacher_logits = teacher(images)
-    return method.distillation(logits, teacher_logits, config.temperature)
 
 
 def check_batch_norm(net: BlockDropNet, data: Pipeline) -> None:

@@ -13,7 +13,7 @@ from resless.data.stream import Stream
 from resless.errors import InputError, check, unknown_name
 from torch import nn
 
-from blockdrop.config import MODELS, BackboneConfig, FinetuneConfig
+from blockdrop.config import MODELS, BackboneConfig
 from blockdrop.model import BlockDropNet, PolicyNetwork, load_agent, load_original
 from blockdrop.original import is_original, resnet_keys
 
@@ -133,25 +133,6 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         load_backbone(net.resnet.net, config.backbone)
     load_agent(net, content["agent"], f"{source}, agent")
     return net.eval(), preprocessing(config)
-
-
-def teacher(config: FinetuneConfig, net: BlockDropNet, expected: Mapping[str, Any]) -> nn.Module | None:
-    """The network of `--teacher`, in eval mode: a plain one, or a BlockDrop network's own, of which all blocks run.
-
-    Raises:
-        InputError: it cannot be read, knows other classes, or expects its images in another way.
-    """
-    if config.teacher is None:
-        return None
-    found = weights.from_pretrained(config.teacher)
-    plain = found.resnet.net if isinstance(found, BlockDropNet) else found
-    theirs, ours = models.spec_of(plain), net.spec
-    sizes = [f"{spec.num_classes} classes in {spec.in_channels} channels" for spec in (theirs, ours)]
-    check(sizes[0] == sizes[1], "--teacher", config.teacher, f"a network for {sizes[1]}, which it is not: {sizes[0]}")
-    given = weights.read_config(config.teacher)["preprocessing"]
-    same = all(given.get(key) == expected.get(key) for key in ("mean", "std"))
-    check(same, "--teacher", config.teacher, f"one that expects images as {config.pretrained} does, by mean and std")
-    return plain.requires_grad_(False).eval()
 
 
 def check_size(spec: models.Spec, images: Images | Stream) -> None:

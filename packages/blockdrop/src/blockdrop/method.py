@@ -15,7 +15,6 @@ Letters: N images, K blocks. Policies are bool [N, K] unless said otherwise, Tru
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_PROBABILITY = 1e-12
@@ -79,12 +78,3 @@ def self_critical_loss(advantage: Tensor, log_likelihood: Tensor) -> Tensor:
         log_likelihood: log P(u) of the sampled policy, [N].
     """
     return -advantage.detach() * log_likelihood
-
-
-def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² · KL of softmax(logits / T) from softmax(teacher_logits / T), both [N, classes]: a scalar, mean over images.
-
-    Not BlockDrop's: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531), section 2.
-    """
-    student, teacher = (F.log_softmax(each.float() / temperature, dim=1) for each in (logits, teacher_logits))
-    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
