@@ -30,8 +30,8 @@ def adn_cifar(file: Mapping[str, Any]) -> str:
 def adn_cifar_speed(file: Mapping[str, Any]) -> str:
     """One row a configuration: its cost, and how fast it is beside the one with nothing skipped."""
     rows = []
-    for name in dict.fromkeys(found["configuration"] for found in file["latency"]):
-        mine = [found for found in file["latency"] if found["configuration"] == name]
+    for name in dict.fromkeys(found["network"] for found in file["latency"]):
+        mine = [found for found in file["latency"] if found["network"] == name]
         rows.append([name, f"{mine[0]['macs'] / 1e6:.1f} M", *(faster(found) for found in mine)])
     columns = [f"{found['precision']}, batch {found['batch_size']}" for found in mine]
     return report.markdown(["skips", "MACs", *columns], rows)
@@ -41,11 +41,11 @@ def draw_adn_cifar(file: Mapping[str, Any]) -> None:
     """Accuracy against MACs and against measured latency: all configurations, and the networks trained alone."""
     drawing = report.canvas(9, 3.8)
     latencies = {
-        found["configuration"]: found["median_ms"]
+        found["network"]: found["median_ms"]
         for found in file["latency"]
         if (found["precision"], found["batch_size"]) == ("bf16", PICTURED_BATCH)
     }
-    macs = {found["configuration"]: found["macs"] / 1e6 for found in file["latency"]}
+    macs = {found["network"]: found["macs"] / 1e6 for found in file["latency"]}
     panels = {"MACs an image, millions": macs, f"latency in bf16, batch {PICTURED_BATCH}, ms": latencies}
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), panels.items(), strict=True):
         report.style(axes)

@@ -4,8 +4,55 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
+
+import torch
+from resless import costs, latency
+from torch import nn
+
+PRECISIONS = ("fp32", "bf16")
+"""float32, and bf16 autocast with channels_last."""
+
+
+def against_the_first(
+    networks: Mapping[str, nn.Module],
+    image_shape: Sequence[int],
+    *,
+    batches: Sequence[int],
+    precisions: Sequence[str] = PRECISIONS,
+    repeats: int,
+    warmup: int = 5,
+) -> list[dict[str, Any]]:
+    """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is."""
+    first = next(iter(networks))
+    macs = {name: costs.macs(network, torch.zeros(1, *image_shape)) for name, network in networks.items()}
+    found = []
+    for precision in precisions:
+        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+        for network in networks.values():
+            network.to(memory_format=layout)
+        for batch_size in batches:
+            images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
+            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+                timings = latency.compare(networks, images.to(memory_format=layout), repeats=repeats, warmup=warmup)
+            for name, timing in timings.items():
+                faster, ideal = latency.speedup(timings[first], timing), macs[first] / macs[name]
+                found.append(
+                    {
+                        "network": name,
+                        "precision": precision,
+                        "batch_size": batch_size,
+                        "macs": macs[name],
+                        "median_ms": timing.median_ms,
+                        "speedup": vars(faster),
+                        "ideal_speedup": ideal,
+                        "share_of_ideal": faster.median / ideal,
+                        "environment": timing.environment,
+                    }
+                )
+    return found
 
 
 def call(function: Callable[[], None], count: int) -> None:

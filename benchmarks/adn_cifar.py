@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 import torch
 import tyro
 from _results import FOLDER, write
-from adn.evaluate import flags
+from _timing import against_the_first
+from adn.evaluate import letters
 from adn.extract import extract
 from adn.model import AdaptiveNet
-from resless import costs, latency, weights
+from resless import weights
 from resless.environment import environment
 from resless.memory import keep_freed_memory
 
@@ -89,38 +89,11 @@ def train(name: str, seed: int, options: Options) -> dict[str, Any]:
 
 
 def timed(folder: Path, options: Options) -> list[dict[str, Any]]:
-    """Every configuration, extracted, against the one with nothing skipped: speed-up, and how much of that by MACs."""
+    """Every configuration, extracted, against the one with nothing skipped."""
     net = weights.from_pretrained(folder / "model")
     assert isinstance(net, AdaptiveNet)
-    names = read(folder / "result.json")["configurations"]
-    networks = {name: extract(net, flags(name)) for name in names}
-    full = next(name for name in names if not any(flags(name)))
-    macs = {name: costs.macs(network, torch.zeros(1, 3, 32, 32)) for name, network in networks.items()}
-    found = []
-    for precision in ("fp32", "bf16"):
-        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
-        for network in networks.values():
-            network.to(memory_format=layout)
-        for batch_size in (1, 256):
-            images = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-                timings = latency.compare(networks, images.to(memory_format=layout), repeats=options.repeats)
-            for name, timing in timings.items():
-                faster, ideal = latency.speedup(timings[full], timing), macs[full] / macs[name]
-                found.append(
-                    {
-                        "configuration": name,
-                        "precision": precision,
-                        "batch_size": batch_size,
-                        "macs": macs[name],
-                        "median_ms": timing.median_ms,
-                        "speedup": vars(faster),
-                        "ideal_speedup": ideal,
-                        "share_of_ideal": faster.median / ideal,
-                        "environment": timing.environment,
-                    }
-                )
-    return found
+    networks = {letters(skip): extract(net, skip) for skip in net.configurations()}
+    return against_the_first(networks, (3, 32, 32), batches=(1, 256), repeats=options.repeats)
 
 
 def folder_of(name: str, seed: int, options: Options) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 from _results import write
-from _timing import call, ms, ratio, take_turns
+from _timing import PRECISIONS, against_the_first, call, ms, ratio, take_turns
 from adn.evaluate import letters
 from adn.extract import extract
 from adn.method import two_path_loss
 from adn.model import create
-from resless import costs, latency
 from resless.data.catalog import get
 from resless.data.samples import TreeSamples
 from resless.data.stream import StreamBatches
@@ -50,7 +48,7 @@ class Options:
     """Networks whose configurations are timed."""
     batches: tuple[int, ...] = (1, 16)
     """Batch sizes."""
-    precisions: tuple[str, ...] = ("fp32", "bf16")
+    precisions: tuple[str, ...] = PRECISIONS
     """fp32, and bf16 autocast with channels_last."""
     steps: tuple[str, ...] = ("resnet20", "resnet50")
     """Networks whose training step is timed, in bf16: a CIFAR network at batch 128, others at batch 16."""
@@ -81,38 +79,15 @@ def main(options: Options) -> None:
 def configurations(name: str, options: Options) -> list[dict[str, Any]]:
     """Every configuration of a network against the one with nothing skipped."""
     net = create(name).eval()
-    networks = {letters(skip): extract(net, skip) for skip in net.configurations()}
-    full = letters(net.super_skip)
-    macs = {skips: costs.macs(network, torch.zeros(1, 3, 224, 224)) for skips, network in networks.items()}
-    found = []
-    for precision in options.precisions:
-        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
-        for network in networks.values():
-            network.to(memory_format=layout)
-        for batch_size in options.batches:
-            images = torch.randn(batch_size, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-                timings = latency.compare(networks, images.to(memory_format=layout), repeats=options.repeats, warmup=2)
-            for skips, timing in timings.items():
-                faster, ideal = latency.speedup(timings[full], timing), macs[full] / macs[skips]
-                found.append(
-                    {
-                        "network": name,
-                        "configuration": skips,
-                        "precision": precision,
-                        "batch_size": batch_size,
-                        "macs": macs[skips],
-                        "median_ms": timing.median_ms,
-                        "speedup": vars(faster),
-                        "ideal_speedup": ideal,
-                        "share_of_ideal": faster.median / ideal,
-                        "environment": timing.environment,
-                    }
-                )
-            smallest = found[-1]
-            print({key: smallest[key] for key in ("network", "configuration", "precision", "batch_size")}, end=" ")
-            print(f"{smallest['speedup']['median']:.2f} x of {smallest['ideal_speedup']:.2f} x", flush=True)
-    return found
+    found = against_the_first(
+        {letters(skip): extract(net, skip) for skip in net.configurations()},
+        (3, 224, 224),
+        batches=options.batches,
+        precisions=options.precisions,
+        repeats=options.repeats,
+        warmup=2,
+    )
+    return [{**timing, "network": name, "configuration": timing["network"]} for timing in found]
 
 
 # -- training steps

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from typing import Any
 import torch
 import tyro
 from _results import FOLDER, write
+from _timing import against_the_first
 from deephoyer import recipes
 from deephoyer.compact import compact
-from resless import costs, latency, models, weights
+from resless import costs, models, weights
 from resless.environment import environment
 from torch import nn
 
@@ -33,7 +33,6 @@ BUDGETS = (0.7, 0.5, 0.35, 0.25)
 STRENGTHS = {"group_hoyer_square": (2e-4, 5e-4, 1e-3, 2e-3), "group_lasso": (1e-5, 3e-5, 6e-5, 1e-4)}
 NAMES = ("group_hoyer_square", "group_lasso", "thinner")
 THINNER_LR = 0.1
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -218,37 +217,11 @@ def evaluated(options: Options) -> dict[str, Any] | None:
 
 
 def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
-    """Every network against the dense one: speed-up, and how much of that by MACs it is."""
+    """Every network against the dense one."""
     folders = {(name, budget): folder_of(name, budget, options) for name in options.names for budget in options.budgets}
     small = {key: weights.from_pretrained(model_of(key[0], folder)) for key, folder in folders.items()}
     networks = {"dense": dense} | {f"{name} {budget:g}": network for (name, budget), network in small.items()}
-    found = []
-    for precision in PRECISIONS:
-        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
-        for batch_size in (1, 256):
-            random = torch.Generator().manual_seed(0)
-            images = torch.randn(batch_size, *options.image.shape[1:], generator=random).to(memory_format=layout)
-            for network in networks.values():
-                network.to(memory_format=layout)
-            casting: Any = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
-            with casting:
-                timings = latency.compare(networks, images, repeats=options.repeats)
-            for name, network in networks.items():
-                ideal = costs.macs(dense, options.image) / costs.macs(network, options.image)
-                faster = latency.speedup(timings["dense"], timings[name])
-                found.append(
-                    {
-                        "network": name,
-                        "precision": precision,
-                        "batch_size": batch_size,
-                        "median_ms": timings[name].median_ms,
-                        "speedup": vars(faster),
-                        "ideal_speedup": ideal,
-                        "share_of_ideal": faster.median / ideal,
-                        "environment": timings[name].environment,
-                    }
-                )
-    return found
+    return against_the_first(networks, options.image.shape[1:], batches=(1, 256), repeats=options.repeats)
 
 
 def size(folder: Path, options: Options) -> dict[str, int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 import tyro
 from _results import FOLDER, write
-from resless import costs, latency, weights
+from _timing import against_the_first
+from resless import costs, weights
 from resless.environment import environment
 from resless.memory import keep_freed_memory
 
@@ -89,37 +89,9 @@ def train(name: str, options: Options) -> dict[str, Any]:
 
 
 def timed(options: Options) -> list[dict[str, Any]]:
-    """Every compressed network against the plain one: speed-up, and how much of that by MACs it is."""
+    """Every compressed network against the plain one."""
     networks = {name: weights.from_pretrained(network_of(folder_of(name, options))) for name in options.names}
-    full = networks["plain"]
-    found = []
-    for precision in ("fp32", "bf16"):
-        for batch_size in (1, 256):
-            images = torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-            casting: Any = nullcontext()
-            if precision == "bf16":
-                images = images.to(memory_format=torch.channels_last)
-                casting = torch.autocast("cpu", torch.bfloat16)
-            for network in networks.values():
-                network.to(memory_format=torch.channels_last if precision == "bf16" else torch.contiguous_format)
-            with casting:
-                timings = latency.compare(networks, images, repeats=options.repeats)
-            for name, network in networks.items():
-                ideal = costs.macs(full, images[:1]) / costs.macs(network, images[:1])
-                faster = latency.speedup(timings["plain"], timings[name])
-                found.append(
-                    {
-                        "network": name,
-                        "precision": precision,
-                        "batch_size": batch_size,
-                        "median_ms": timings[name].median_ms,
-                        "speedup": vars(faster),
-                        "ideal_speedup": ideal,
-                        "share_of_ideal": faster.median / ideal,
-                        "environment": timings[name].environment,
-                    }
-                )
-    return found
+    return against_the_first(networks, (3, 32, 32), batches=(1, 256), repeats=options.repeats)
 
 
 def folder_of(name: str, options: Options) -> Path:
