@@ -34,6 +34,7 @@ def draw(configurations: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def _points(axes: Axes, configurations: Mapping[str, Mapping[str, Any]], cost: Mapping[str, float]) -> None:
     style(axes)
+    axes.margins(x=0.12)  # room for the letters of the last one
     for name, found in configurations.items():
         trained = len(set(name)) == 1
         accuracy = 100 * found["top1"]
