@@ -79,7 +79,7 @@ def test_every_recipe_is_complete() -> None:
     assert len(recipes.TRAIN) == 9
     for name, recipe in recipes.TRAIN.items():
         pruning = recipes.PRUNE[name]
-        assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == (pruning.rule == "group")
+        assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == (pruning.rule != "elementwise")
         assert recipe.strength > 0
         assert pruning.model == (f"{recipe.run.run_dir}/model",), "the two commands find each other"
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from deephoyer import plan
 from deephoyer.compact import compact, explained, mac_counter
 from deephoyer.plan import EmptyLayer
 from deephoyer.report import prunable, sparsity
@@ -81,9 +82,19 @@ def assert_equal_outputs(small: nn.Module, model: nn.Module, example: Tensor) ->
     assert torch.allclose(small(example), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shifts", [True, False])
+def skip_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let compaction leave out every zero, as if copies took no time."""
+    monkeypatch.setattr(plan, "LANES", 1)
+    monkeypatch.setattr(plan, "COPY", 0)
+
+
+@pytest.mark.parametrize(("shifts", "skipping"), [(True, "all"), (False, "all"), (True, "what pays")])
 @pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
-def test_random_zeros_change_no_output(name: str, options: dict, size: int, shifts: bool) -> None:
+def test_random_zeros_change_no_output(
+    name: str, options: dict, size: int, shifts: bool, skipping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if skipping == "all":
+        skip_all(monkeypatch)
     model, example = network(name, **options), images(size)
     zero_groups(model, 0, shifts)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -152,7 +163,8 @@ def test_torch_export_takes_a_compacted_network() -> None:
 # -- what exactly is left
 
 
-def test_a_block_reads_what_it_uses_and_adds_what_it_writes() -> None:
+def test_a_block_reads_what_it_uses_and_adds_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_all(monkeypatch)
     model = network("resnet8", shortcut="subsample")
     block = model.layer1[0]
     with torch.no_grad():
@@ -168,6 +180,34 @@ def test_a_block_reads_what_it_uses_and_adds_what_it_writes() -> None:
     assert small.layer1[0].bn2.part == shrunk.Part(3, None, 16, (0, 1, 2))
     saved = 64 * 9 * (16 * 16 - 4 * 5 + 16 * 16 - 5 * 3)
     assert costs.macs(small, images(8, 1)) == costs.macs(model, images(8, 1)) - saved
+
+
+@pytest.mark.parametrize(("read", "copied"), [(14, False), (13, True)])
+def test_a_block_reads_all_where_a_copy_takes_longer(read: int, copied: bool) -> None:
+    """16 channels to copy take 24 multiply-adds each; every one left out saves 9 for each of 16 filters."""
+    model = network("resnet8", shortcut="subsample")
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[:, read:] = 0
+    assert copied == ((16 - read) * 9 * 16 > 24 * 16)
+    small, reasons = explained(model, images(8))
+    conv1 = shrunk.core_of(small.layer1[0].conv1)
+    assert conv1.in_channels == (read if copied else 16)
+    assert reasons["layer1.0.conv1"] == ("" if copied else "slower without")
+    assert_equal_outputs(small, model, images(8))
+
+
+@pytest.mark.parametrize(("written", "filters"), [(50, 64), (40, 40), (0, 0)])
+def test_a_block_writes_all_that_take_as_many_lanes(written: int, filters: int) -> None:
+    model = network("resnet8", shortcut="conv")
+    block = model.layer3[0]
+    with torch.no_grad():
+        block.conv2.weight[written:] = block.bn2.weight[written:] = block.bn2.bias[written:] = 0
+    small, reasons = explained(model, images(8))
+    assert_equal_outputs(small, model, images(8))
+    left = small.layer3[0]
+    assert (left.conv2.out_channels if hasattr(left, "conv2") else 0) == filters
+    if filters:
+        assert reasons["layer3.0.conv2"] == reasons["layer3.0.bn2"] == ("slower without" if filters > written else "")
 
 
 def test_what_all_blocks_of_a_stage_leave_untouched_is_never_computed() -> None:
@@ -198,7 +238,8 @@ def test_a_constant_is_folded_without_padding_and_kept_with_it() -> None:
     assert torch.allclose(small.layer1[0].conv3.bias, folded, atol=1e-6)
 
 
-def test_a_constant_that_a_relu_hides_still_counts_in_the_sum_before_it() -> None:
+def test_a_constant_that_a_relu_hides_still_counts_in_the_sum_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_all(monkeypatch)
     model = network("resnet8", shortcut="subsample")
     block = model.layer1[0]
     with torch.no_grad():

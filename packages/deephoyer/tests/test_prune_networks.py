@@ -16,7 +16,7 @@ from deephoyer.curve import dry_run
 from deephoyer.evaluate import main as evaluate
 from deephoyer.method import group_mask, rms_threshold
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import at_target, cut, followers, prune, thresholds
+from deephoyer.prune import at_target, cut, followers, prune, structure, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.train import train
 from resless import costs, models, onnx, weights
@@ -52,10 +52,15 @@ def pruning(model: str, folder: Path, **fields: object) -> PruneConfig:
 def test_a_cut_filter_takes_its_norm_along() -> None:
     model = models.create("resnet8", in_channels=1)
     limit = float(model.layer2[0].conv1.weight.detach().flatten(1).norm(dim=1).median())
-    follow = followers(model, DIGIT)
+    follow = structure(model, DIGIT, "group").followers
     assert len(follow) == 9
     assert follow["layer1.0.conv2.weight"] == ["layer1.0.bn2.weight", "layer1.0.bn2.bias"]
-    cut(model, dict.fromkeys(prunable(model), 0.0) | {"layer2.0.conv1.weight": limit}, "group", follow)
+    cut(
+        model,
+        dict.fromkeys(prunable(model), 0.0) | {"layer2.0.conv1.weight": limit},
+        "group",
+        structure(model, DIGIT, "group"),
+    )
     block = model.layer2[0]
     zero = ~block.conv1.weight.flatten(1).any(dim=1)
     assert zero.sum() == 16
@@ -76,7 +81,7 @@ def test_biases_of_networks_without_norms_are_cut_too() -> None:
     nn.init.ones_(model.features[3].bias)
     limit = float(model.features[3].weight.detach().flatten(1).norm(dim=1).median())
     limits = dict.fromkeys(prunable(model), 0.0) | {"features.3.weight": limit}
-    cut(model, limits, "group", followers(model, DIGIT))
+    cut(model, limits, "group", structure(model, DIGIT, "group"))
     assert compact(model, DIGIT).features[3].out_channels == 64
 
 
@@ -86,7 +91,7 @@ def test_zeros_stay_zero_and_the_network_becomes_smaller(trained: str, tmp_path:
     small = compact(model, DIGIT)
     assert costs.macs(small, DIGIT) == result.left.macs <= 300_000 < result.left.dense_macs
     before = weights.from_pretrained(trained)
-    masks = cut(before, result.thresholds, "group", followers(before, DIGIT))
+    masks = cut(before, result.thresholds, "group", structure(before, DIGIT, "group"))
     after = dict(model.named_parameters())
     names = {parameter: name for name, parameter in before.named_parameters()}
     assert len(masks) == 10 + 2 * 9  # weights; scale and shift of the norm after each convolution
@@ -111,7 +116,7 @@ def test_target_is_met_by_the_least_cut_that_does(trained: str, tmp_path: Path, 
     def left(sensitivity: float) -> int:
         trial = weights.from_pretrained(trained)
         limits = thresholds(trial, replace(config, sensitivity=sensitivity), DIGIT)
-        cut(trial, limits, "group", followers(trial, DIGIT), round_to)
+        cut(trial, limits, "group", structure(trial, DIGIT, "group"), round_to)
         return sparsity(trial, DIGIT, round_to).macs
 
     assert left(found) <= 250_000 < left(0.999 * found)

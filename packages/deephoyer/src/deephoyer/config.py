@@ -104,8 +104,10 @@ class PruneConfig:
     network."""
     pretrained: str | None = None
     """Checkpoint file (or model folder) of the network that --model names."""
-    rule: Literal["elementwise", "group"] = "elementwise"
-    """Cut single weights by magnitude, or filters and input channels by their norm."""
+    rule: Literal["elementwise", "group", "tied"] = "elementwise"
+    """Cut single weights by magnitude; filters and input channels of each layer by their norm; or channels, with all
+    that writes and reads them, by the mean of those norms: then every layer of a stage has the same ones, and the
+    smaller network copies nothing."""
     threshold: Literal["std", "fixed", "macs", "rms"] = "std"
     """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; the threshold of
     the layer whose weights are used most often an image, the others' being lower in proportion to their use; or, for
@@ -126,8 +128,8 @@ class PruneConfig:
     sweep_epochs: int = 0
     """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
     round_to: int = 1
-    """With --rule group, keep so many more filters and channels, the largest ones, that their numbers are multiples of
-    this: 8 suits processors."""
+    """With --rule group or tied, keep so many more of what it cuts, the largest ones, that widths are multiples of
+    this: 8 and 16 suit processors."""
     recalibrate_bn: int = 0
     """Training images with which the statistics of batch norms are computed anew after the cut, before anything is
     evaluated or trained; 0 leaves them as they are."""
@@ -148,11 +150,12 @@ class PruneConfig:
         check(drop is None or 0 <= drop <= 1, "--max-accuracy-drop", drop, "a fraction from 0 to 1")
         check(macs is None or macs > 0, "--target-macs", macs, "above 0")
         check(count is None or count > 0, "--target-weights", count, "above 0")
-        by_group = self.rule == "group" or self.threshold != "rms"
-        check(by_group, "--threshold", self.threshold, "std, fixed or macs, unless --rule is group")
+        by_group = self.rule != "elementwise"
+        ruled = by_group or self.threshold != "rms"
+        check(ruled, "--threshold", self.threshold, "std, fixed or macs, unless --rule is group or tied")
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
-        grouped = self.rule == "group" or self.round_to == 1
-        check(grouped, "--round-to", self.round_to, "left out, unless --rule is group")
+        rounded = by_group or self.round_to == 1
+        check(rounded, "--round-to", self.round_to, "left out, unless --rule is group or tied")
         check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
         if self.dry_run:
             check(len(self.model) == 1, "--model", self.model, "one network for a --dry-run")
@@ -181,7 +184,7 @@ class CompactConfig:
     image_size: int | None = None
     """Side of its images in pixels."""
     round_to: int = 1
-    """Keep so many zeros that the widths of layers are multiples of this: 8 suits processors."""
+    """Keep so many zeros that the widths of layers are multiples of this: 8 and 16 suit processors."""
     export: Literal["onnx"] | None = None
     """Write OUTPUT.onnx too, beside the model folder, and check it with onnxruntime."""
     overwrite: bool = False

@@ -7,7 +7,7 @@ fine-tuning is saved.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,23 @@ from resless.report import table
 from resless.run import Run
 from torch import Tensor, nn
 
-from deephoyer import loading, method
+from deephoyer import channels, loading, method
 from deephoyer.compact import LENETS, compact, mac_counter, normalised
 from deephoyer.config import PruneConfig
 from deephoyer.plan import EmptyLayer
 from deephoyer.report import SparsityReport, draw_histogram, print_sparsity, prunable, sparsity
 
 BISECTIONS = 30
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What of a network goes together when it is cut by groups."""
+
+    followers: dict[str, list[str]]
+    """Name of a weight -> names of the vectors that go with its filters."""
+    coupling: channels.Coupling | None
+    """Its channels, for the rule `tied`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         before = copy.deepcopy(model)
         sensitivity = at_target(model, config, data.example)
         limits = thresholds(model, replace(config, sensitivity=sensitivity), data.example)
-        masks = cut(model, limits, config.rule, followers(model, data.example), config.round_to)
+        masks = cut(model, limits, config.rule, structure(model, data.example, config.rule), config.round_to)
         compact(model, data.example)  # refuses, before any training, a network in which nothing leads to the logits
         test_images = data.evaluation(data.test) if read_test else None
         if config.recalibrate_bn:
@@ -153,11 +163,11 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
 
 def trial_cuts(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[float], nn.Module]:
     """A function that gives a copy of the network, cut at a sensitivity. It raises EmptyLayer as `cut` does."""
-    follow = followers(model, example)
+    known = structure(model, example, config.rule)
 
     def cut_at(sensitivity: float) -> nn.Module:
         trial, limits = copy.deepcopy(model), thresholds(model, replace(config, sensitivity=sensitivity), example)
-        cut(trial, limits, config.rule, follow, config.round_to)
+        cut(trial, limits, config.rule, known, config.round_to)
         return trial
 
     return cut_at
@@ -169,6 +179,16 @@ def least_power_of_two(holds: Callable[[float], bool]) -> float:
     while not holds(2.0**exponent):
         exponent += 1
     return 2.0**exponent
+
+
+def structure(model: nn.Module, example: Tensor, rule: str) -> Structure:
+    """What `cut` has to know of a network for a rule.
+
+    Raises:
+        InputError: a network that `compact` cannot follow.
+    """
+    coupling = channels.coupling(model, example) if rule == "tied" else None
+    return Structure(followers(model, example), coupling)
 
 
 def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
@@ -191,9 +211,9 @@ def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
 @torch.no_grad()
 def cut(
     model: nn.Module,
-    limits: dict[str, float],
+    limits: Mapping[str, float],
     rule: str,
-    follow: Mapping[str, Sequence[str]] | None = None,
+    known: Structure | None = None,
     round_to: int = 1,
 ) -> list[tuple[Tensor, Tensor]]:
     """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
@@ -201,8 +221,8 @@ def cut(
     Args:
         model: the network.
         limits: threshold of each of its `prunable` tensors.
-        rule: `group` or `elementwise`.
-        follow: names of the vectors that are cut with the filters of a tensor, see `followers`.
+        rule: `tied`, `group` or `elementwise`.
+        known: its `structure`; without it, only weights are cut, and not by `tied`.
         round_to: see `method.group_mask`.
 
     Raises:
@@ -210,12 +230,11 @@ def cut(
             others.
     """
     # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
-    parameters, masks = dict(model.named_parameters()), []
-    for name, weight in prunable(model).items():
-        by_group = rule == "group"
-        mask = (
-            method.group_mask(weight, limits[name], round_to) if by_group else method.element_mask(weight, limits[name])
-        )
+    tensors, parameters = prunable(model), dict(model.named_parameters())
+    by_group = rule != "elementwise"
+    masks = []
+    for name, mask in _masks(tensors, limits, rule, known, round_to).items():
+        weight = tensors[name]
         if not mask.any() and isinstance(model, LENETS):
             largest = method.filter_norms(weight).max() if by_group else weight.abs().max()
             raise EmptyLayer(
@@ -223,11 +242,24 @@ def cut(
                 f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less"
             )
         masks.append((weight, mask))
-        if by_group:
+        if by_group and known is not None:
             kept = mask.flatten(1).any(dim=1)
-            masks += [(parameters[vector], kept) for vector in (follow or {}).get(name, ())]
+            masks += [(parameters[vector], kept) for vector in known.followers.get(name, ())]
     fix_zeros(masks)
     return masks
+
+
+def _masks(
+    tensors: Mapping[str, Tensor], limits: Mapping[str, float], rule: str, known: Structure | None, round_to: int
+) -> dict[str, Tensor]:
+    """True, in the shape of each tensor, for what is kept."""
+    if rule == "elementwise":
+        return {name: method.element_mask(weight, limits[name]) for name, weight in tensors.items()}
+    if rule == "group":
+        return {name: method.group_mask(weight, limits[name], round_to) for name, weight in tensors.items()}
+    assert known is not None
+    assert known.coupling is not None
+    return known.coupling.masks(tensors, limits, round_to)
 
 
 @torch.no_grad()

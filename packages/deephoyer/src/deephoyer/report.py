@@ -124,12 +124,12 @@ def print_sparsity(report: SparsityReport, title: str) -> None:
 
 
 def draw_histogram(model: nn.Module, rule: str, thresholds: dict[str, float], path: Path) -> None:
-    """Picture of weight magnitudes (or of filter and channel norms together) around each layer's threshold."""
-    sizes = {}
+    """Picture, around each layer's threshold, of what the rule compares with it."""
+    sizes, by_group = {}, rule != "elementwise"
     for name, weight in prunable(model).items():
         groups = torch.cat([method.filter_norms(weight), method.channel_norms(weight)])
-        sizes[name] = (groups if rule == "group" else weight.detach().abs().flatten()).cpu().numpy()
-    what = "L2 norm of filters and channels" if rule == "group" else "magnitude of weights"
+        sizes[name] = (groups if by_group else weight.detach().abs().flatten()).cpu().numpy()
+    what = "L2 norm of filters and channels" if by_group else "magnitude of weights"
     histogram(sizes, thresholds, path, xlabel=f"log10 of {what}", title=f"{what}; dashed: threshold of the cut")
 
 

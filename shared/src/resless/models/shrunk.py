@@ -24,6 +24,9 @@ from resless.models import options
 from resless.models.resnet import AvgPoolShortcut, SubsampleShortcut, initialise_convolutions
 
 NAME = "shrunk"
+MAX_MULTIPLIED = 32
+"""Channels of which some are taken by a multiplication, in channels_last and bf16 on a CPU; of more, a gather is
+faster."""
 Indices = tuple[int, ...]
 
 
@@ -102,6 +105,9 @@ def _gathered(x: Tensor, channels: Tensor) -> Tensor:
     """These channels of x, in the memory layout of x."""
     if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.index_select(1, channels)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] <= MAX_MULTIPLIED:
+        # Two to four times as fast as a gather, and exact: what is added to a channel are zeros.
+        return F.conv2d(x, F.one_hot(channels, x.shape[1]).to(x)[:, :, None, None])
     # In channels_last, index_select takes three times as long, and leaves the layout.
     count, width, height, columns = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, width)

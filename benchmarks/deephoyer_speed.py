@@ -1,0 +1,142 @@
+"""Networks cut to a share of their MACs and compacted: how fast, against the dense ones and against Torch-Pruning's.
+
+    pip install torch-pruning
+    python benchmarks/deephoyer_speed.py
+
+Nothing is trained: the speed of a network does not depend on how good it is. The groups of each tensor get norms spread
+like those of a trained network (log-normal), then `deephoyer-prune`'s rules cut to the budget, once with widths as they
+come and once rounded to 8. Torch-Pruning cuts the same networks by magnitude, uniformly over the layers, to the same
+MACs within a percent or two, likewise; it cannot follow the shortcuts of He et al. without weights, so those here have
+projections. All of one network's versions take turns in one process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import tyro
+from _results import write
+from _timing import against_the_first
+from deephoyer.channels import coupling
+from deephoyer.compact import compact
+from deephoyer.config import PruneConfig
+from deephoyer.prune import at_target, prunable, trial_cuts
+from resless import costs, models
+from resless.memory import keep_freed_memory
+from torch import nn
+
+SPREAD = 0.7
+"""Standard deviation of the logarithms of the factors that groups are scaled with."""
+ROUNDED = (1, 8, 16)
+"""Widths are multiples of this."""
+STEPS = 200
+"""Pruning ratios of Torch-Pruning that are tried, from none to all."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    networks: tuple[str, ...] = ("resnet20", "resnet56", "vgg19_bn", "torchvision/resnet50")
+    """Networks; CIFAR's get images of 32 x 32 pixels, torchvision's of 224 x 224."""
+    share: float = 0.5
+    """MACs that are left."""
+    batch_size: int = 256
+    """CIFAR images in a batch."""
+    large_batch_size: int = 16
+    """Images of 224 x 224 pixels in a batch."""
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    """fp32, and bf16 autocast with channels_last."""
+    threads: int = 2
+    """Threads of the timed networks."""
+    repeats: int = 15
+    """Turns that each network gets."""
+
+
+def main(options: Options) -> None:
+    """Measure all networks, and write one result file."""
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    found = [row for name in options.networks for row in measured(name, options)]
+    write("deephoyer-speed", {"settings": vars(options), "torch_pruning": version("torch-pruning"), "timings": found})
+
+
+def measured(name: str, options: Options) -> list[dict[str, Any]]:
+    """Every version of one network against the dense one."""
+    large = name.startswith("torchvision/")
+    side = 224 if large else 32
+    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    dense = as_if_trained(name, example)
+    budget = round(options.share * costs.macs(dense, example[:1]))
+    versions = {"dense": dense} | dict(ours(dense, example, budget)) | dict(theirs(dense, example[:1], budget))
+    batch_size = options.large_batch_size if large else options.batch_size
+    rows = against_the_first(
+        versions, (3, side, side), batches=(batch_size,), precisions=options.precisions, repeats=options.repeats
+    )
+    for row in rows:
+        print(f"{name}, {row['network']}, {row['precision']}: {row['share_of_ideal']:.2f} of the ideal", flush=True)
+    return [{"model": name} | row for row in rows]
+
+
+@torch.no_grad()
+def as_if_trained(name: str, example: torch.Tensor) -> nn.Module:
+    """A fresh network whose channels matter more and less, to what writes and to what reads them, and vary besides."""
+    torch.manual_seed(0)
+    model = models.create(name, **({"shortcut": "conv"} if name.startswith("resnet") else {})).eval()
+    coupled = coupling(model, example)
+    common = SPREAD * torch.randn(1 + max(int(value.max()) for value in coupled.values))
+    for tensor, weight in prunable(model).items():
+        norm = weight.norm()
+        for dim, numbers in ((0, coupled.rows[tensor]), (1, coupled.columns[tensor])):
+            factors = torch.exp(common[numbers] + SPREAD / 2 * torch.randn(len(numbers)))
+            weight.mul_(factors.view(-1, *[1] * (weight.dim() - 1 - dim)))
+        weight.mul_(norm / weight.norm())
+    for _ in range(30):  # or the values grow from block to block
+        model.train()(example)
+    return model.eval()
+
+
+def ours(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[str, nn.Module]]:
+    """Cut by both rules and compacted."""
+    for rule in ("tied", "group"):
+        for round_to in ROUNDED:
+            config = PruneConfig(("dense",), rule=rule, threshold="rms", target_macs=budget, round_to=round_to)
+            cut_at = trial_cuts(dense, config, example[:1])
+            pruned = cut_at(at_target(dense, config, example[:1]))
+            yield label(f"compacted, {rule}", round_to), compact(pruned, example, round_to)
+
+
+def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[str, nn.Module]]:
+    """The least pruned of Torch-Pruning's networks within the budget."""
+    import torch_pruning
+
+    for round_to in ROUNDED:
+        for step in range(STEPS):
+            model = copy.deepcopy(dense)
+            logits = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+            pruner = torch_pruning.pruner.MagnitudePruner(
+                model,
+                example,
+                importance=torch_pruning.importance.MagnitudeImportance(p=2),
+                pruning_ratio=step / STEPS,
+                ignored_layers=[logits],
+                round_to=round_to,
+            )
+            pruner.step()
+            if costs.macs(model, example) <= budget:
+                yield label("Torch-Pruning", round_to), model
+                break
+
+
+def label(tool: str, round_to: int) -> str:
+    """What a version is called."""
+    return tool if round_to == 1 else f"{tool}, widths in {round_to}s"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,190 @@
+"""Which channels of a network's values are one and the same, and which of its weights come and go with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from resless.models import shrunk
+from resless.models.shrunk import Mixing
+from torch import Tensor, nn
+
+from deephoyer import method
+from deephoyer.graph import Kind, Node, trace
+
+
+class Atoms:
+    """Numbers for channels; those of channels that have to be kept or dropped together become one (union-find)."""
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+
+    def new(self, count: int) -> Tensor:
+        first = len(self._parents)
+        self._parents += range(first, first + count)
+        return torch.arange(first, first + count)
+
+    def tie(self, these: Tensor, those: Tensor) -> None:
+        for a, b in zip(these.tolist(), those.tolist(), strict=True):
+            self._parents[self._root(a)] = self._root(b)
+
+    def roots(self) -> Tensor:
+        return torch.tensor([self._root(atom) for atom in range(len(self._parents))])
+
+    def _root(self, atom: int) -> int:
+        while self._parents[atom] != atom:
+            self._parents[atom] = self._parents[self._parents[atom]]
+            atom = self._parents[atom]
+        return atom
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be exchanged: what computes in it, and which channels around it that reads and writes."""
+
+    core: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+    out_width: int
+    used: Tensor
+    """[g, O/g, I/g] bool: whether an output depends on an input, in each group; of convolutions and linear layers."""
+
+    @classmethod
+    def of(cls, module: nn.Module, in_width: int) -> Layer:
+        core, inputs = shrunk.core_of(module), torch.arange(in_width)
+        used = _used(core) if isinstance(core, Mixing) else torch.ones(1, 1, 1, dtype=torch.bool)
+        if isinstance(module, shrunk.Slim):
+            part = module.part
+            inputs = inputs if part.inputs is None else torch.tensor(part.inputs)
+            outputs = torch.arange(part.out_width) if part.outputs is None else torch.tensor(part.outputs)
+            return cls(core, inputs, outputs, part.out_width, used)
+        if isinstance(module, shrunk.Padding):
+            before = getattr(module, "before", 0)
+            return cls(core, inputs, inputs + before, before + in_width + module.after, used)
+        _, out_width = shrunk.widths(module)
+        return cls(core, inputs, torch.arange(out_width), out_width, used)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The channels of all values of a network, numbered: channels that only can come and go together have one number.
+
+    An addition ties the channels that it adds, a batch norm those before it to those behind it, and a grouped
+    convolution all of a group's inputs and outputs. Whatever writes such a channel goes with whatever reads it.
+    """
+
+    rows: dict[str, Tensor]
+    """Name of a weight [O, I, ...] -> [O], the channels that its filters write."""
+    columns: dict[str, Tensor]
+    """The same -> [I], the channels that it reads; not of grouped convolutions."""
+    values: tuple[Tensor, ...]
+    """The channels of every value, narrow ones first."""
+    fixed: Tensor
+    """Channels that cannot go: those of images, and logits."""
+
+    def masks(self, weights: Mapping[str, Tensor], limits: Mapping[str, float], round_to: int = 1) -> dict[str, Tensor]:
+        """True, in the shape of each weight, for what is kept: a channel, for all of its filters and input channels, if
+        the mean square of their norms, each divided by the limit of its weight, is above one.
+
+        Of the others so many are kept, those of the largest means first, that every value has a multiple of `round_to`
+        channels, or all.
+        """
+        kept = self._rounded(self._means(weights, limits), round_to)
+        masks = {}
+        for name, weight in weights.items():
+            mask = kept[self.rows[name]][:, None].expand(*weight.shape[:2])
+            if name in self.columns:
+                mask = mask & kept[self.columns[name]]
+            masks[name] = mask.reshape(*mask.shape, *[1] * (weight.dim() - 2)).expand_as(weight).to(weight.device)
+        return masks
+
+    def _means(self, weights: Mapping[str, Tensor], limits: Mapping[str, float]) -> Tensor:
+        """Of each channel the mean square of its norms, relative to the limits; infinite if it cannot go."""
+        sums = torch.zeros(1 + max(int(value.max()) for value in self.values), dtype=torch.double)
+        counts = torch.zeros_like(sums)
+        for name, weight in weights.items():
+            for numbers, norms in (
+                (self.rows[name], method.filter_norms(weight)),
+                (self.columns.get(name), method.channel_norms(weight)),
+            ):
+                if numbers is not None:
+                    relative = norms.double().cpu() / max(limits[name], torch.finfo(torch.float).tiny)
+                    sums.index_add_(0, numbers, relative.square())
+                    counts.index_add_(0, numbers, torch.ones_like(relative))
+        return (sums / counts.clamp_min(1)).index_fill(0, self.fixed, torch.inf)
+
+    def _rounded(self, means: Tensor, round_to: int) -> Tensor:
+        """[channels] bool: which are kept."""
+        kept, done = means > 1, torch.zeros_like(means, dtype=torch.bool)
+        for value in self.values:  # what is added to a wide one must not change a narrow one, which may be part of it
+            missing = -int(kept[value].sum()) % round_to
+            more = value[~kept[value] & ~done[value]]
+            kept[more[means[more].argsort(descending=True)[:missing]]] = True
+            done[value] = True
+        return kept
+
+
+def coupling(model: nn.Module, example: Tensor) -> Coupling:
+    """How the channels of a network are tied; `example` is an input of it, [N, C, H, W].
+
+    Raises:
+        InputError: a network that `compact` cannot follow.
+    """
+    modules, atoms = dict(model.named_modules()), Atoms()
+    nodes = trace(copy.deepcopy(model).cpu().eval(), example.cpu())
+    values: dict[str, Tensor] = {}
+    layers: dict[str, tuple[Layer, Tensor, Tensor]] = {}
+    for node in nodes:
+        sources = [values[name] for name in node.sources]
+        if node.kind is Kind.LAYER:
+            layer = Layer.of(modules[node.path], len(sources[0]))
+            values[node.name] = _written(layer, sources[0], atoms)
+            layers[node.path] = layer, sources[0][layer.inputs], values[node.name][layer.outputs]
+        else:
+            values[node.name] = _passed_on(node, sources, atoms)
+    roots, names = atoms.roots(), {module: name for name, module in modules.items()}
+    rows, columns = {}, {}
+    for layer, reads, writes in layers.values():
+        if isinstance(layer.core, Mixing):
+            name = f"{names[layer.core]}.weight"
+            rows[name] = roots[writes]
+            if len(layer.used) == 1:
+                columns[name] = roots[reads]
+    fixed = torch.cat([values[node.name] for node in nodes if node.kind in (Kind.INPUT, Kind.OUTPUT)])
+    distinct = {tuple(roots[value].unique().tolist()) for value in values.values()}
+    ordered = tuple(torch.tensor(value) for value in sorted(distinct, key=lambda value: (len(value), value)))
+    return Coupling(rows, columns, ordered, roots[fixed])
+
+
+def _written(layer: Layer, source: Tensor, atoms: Atoms) -> Tensor:
+    """The channels that a layer gives, tied to those that it reads if there is one for each, or by groups."""
+    given, groups = atoms.new(layer.out_width), len(layer.used)
+    reads, writes = source[layer.inputs], given[layer.outputs]
+    if not isinstance(layer.core, Mixing):
+        atoms.tie(reads, writes)
+    elif groups > 1:
+        for group in zip(reads.view(groups, -1), writes.view(groups, -1), strict=True):
+            together = torch.cat(group)
+            atoms.tie(together[:-1], together[1:])
+    return given
+
+
+def _passed_on(node: Node, sources: Sequence[Tensor], atoms: Atoms) -> Tensor:
+    """The channels of what is no layer."""
+    if node.kind is Kind.INPUT:
+        return atoms.new(node.shape[1])
+    if node.kind is Kind.CONCATENATION:
+        return torch.cat(list(sources))
+    if node.kind is Kind.FLATTEN:
+        return sources[0].repeat_interleave(node.shape[1] // len(sources[0]))
+    if node.kind is Kind.ADDITION:
+        atoms.tie(*sources)
+    return sources[0]
+
+
+def _used(core: nn.Conv2d | nn.Linear) -> Tensor:
+    """[g, O/g, I/g] bool: whether an output depends on an input, in each group."""
+    groups = core.groups if isinstance(core, nn.Conv2d) else 1
+    return core.weight.reshape(*core.weight.shape[:2], -1).ne(0).any(dim=2).unflatten(0, (groups, -1))
