@@ -7,7 +7,6 @@ them, never in editable form.
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 
 import nox
@@ -20,25 +19,6 @@ nox.options.sessions = ["tests", "lint"]
 ROOT = Path(__file__).parent
 PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, to test them
-
-# What a newcomer sees first; the results stay in runs/demo.
-DEMO = [
-    "resless-train --recipe smoke --run-dir runs/demo/dense",
-    "deephoyer-train --recipe smoke --run-dir runs/demo/sparse",
-    "deephoyer-prune --recipe smoke --model runs/demo/sparse/model --run-dir runs/demo/pruned",
-    "deephoyer-compact --model runs/demo/pruned/model --output runs/demo/small",
-    "deephoyer-eval --model runs/demo/small",
-    "resless-train --recipe smoke_resnet --run-dir runs/demo/resnet",
-    "blockdrop-train --recipe smoke --backbone runs/demo/resnet/model --run-dir runs/demo/policy",
-    "blockdrop-finetune --recipe smoke --pretrained runs/demo/policy/model --run-dir runs/demo/blockdrop",
-    "blockdrop-eval --model runs/demo/blockdrop/model --specialise runs/demo/one-policy",
-    "epsilon-resnet-train --recipe smoke --run-dir runs/demo/epsilon",
-    "epsilon-resnet-compress --model runs/demo/epsilon",
-    "epsilon-resnet-eval --model runs/demo/epsilon/compressed",
-    "adn-train --recipe smoke --run-dir runs/demo/adn",
-    "adn-eval --model runs/demo/adn/model --repeats 10",
-    "adn-extract --model runs/demo/adn/model --skip-cfg True True True --output runs/demo/adn-base",
-]
 
 BENCHMARKS = [
     *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
@@ -79,11 +59,9 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Every method on real images in three minutes, into a fresh runs/demo."""
+    """All methods beside one dense network, on real images, in minutes, into runs/demo; goes on where it stopped."""
     install(session, PAPERS)
-    shutil.rmtree(ROOT / "runs" / "demo", ignore_errors=True)
-    for command in DEMO:
-        session.run(*shlex.split(command))
+    session.run("python", "benchmarks/compare.py", *session.posargs)
 
 
 @nox.session

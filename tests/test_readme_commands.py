@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from adn import config as adn_configs
 from adn import recipes as adn_recipes
 from adn.cli import authors_arguments as adn_arguments
@@ -17,11 +19,12 @@ from deephoyer import recipes as deephoyer_recipes
 from epsilon_resnet import config as epsilon_configs
 from epsilon_resnet import recipes as epsilon_recipes
 from epsilon_resnet.cli import authors_arguments as epsilon_arguments
-from resless import config, recipes
+from resless import config, models, recipes, weights
 from resless.cli import parse
 from resless.spellings import in_our_words
 
 ROOT = Path(__file__).parents[1]
+DEMO = runpy.run_path(str(ROOT / "benchmarks" / "compare.py"))
 READMES = [
     *(ROOT / "README.md", ROOT / "shared" / "README.md"),
     *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
@@ -29,6 +32,7 @@ READMES = [
 SCRIPTS = {
     "resless-train": (config.TrainConfig, recipes.TRAIN),
     "resless-eval": (config.EvalConfig, {}),
+    "resless-compare": (config.CompareConfig, {}),
     "deephoyer-train": (deephoyer_configs.TrainConfig, deephoyer_recipes.TRAIN),
     "deephoyer-prune": (deephoyer_configs.PruneConfig, deephoyer_recipes.PRUNE),
     "deephoyer-compact": (deephoyer_configs.CompactConfig, {}),
@@ -75,3 +79,21 @@ def test_the_command_is_taken(script: str, args: list[str]) -> None:
     config_type, known_recipes = SCRIPTS[script]
     args = TRANSLATIONS.get(script, list)(args)
     assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)
+
+
+@pytest.mark.parametrize("options", [{}, {"dataset": "cifar10", "data_dir": "data", "epochs": 2, "flip": True}])
+def test_the_demo_takes_the_steps_that_make_what_it_compares(options: dict[str, object], tmp_path: Path) -> None:
+    options = DEMO["Options"](runs=str(tmp_path), **options)
+    net = models.create("resnet20")
+    weights.save_pretrained(net, tmp_path / "dense" / "model", example=torch.zeros(1, 3, 32, 32))
+    steps = list(DEMO["steps"](options))
+    assert len(steps) == 11
+    for step in steps:
+        script, *args = step.command
+        config_type, known_recipes = SCRIPTS[script]
+        parsed = parse(config_type, known_recipes, prog=script, description="", args=args)
+        assert "--run-dir" not in args or parsed.data.dataset == options.dataset
+    made = {step.done.parent for step in steps}
+    assert {
+        folder if folder.name != "model" else folder.parent for folder in DEMO["networks"](options).values()
+    } <= made

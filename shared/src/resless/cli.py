@@ -123,3 +123,18 @@ def evaluate() -> None:
         evaluate(config)
 
     main(command)
+
+
+def compare() -> None:
+    """Console script `resless-compare`."""
+
+    def command() -> None:
+        from resless.config import CompareConfig
+
+        description = "Accuracy, cost, size and latency of several networks, whatever method made them."
+        config = parse(CompareConfig, {}, prog="resless-compare", description=description)
+        from resless.compare import main as compare
+
+        compare(config)
+
+    main(command)

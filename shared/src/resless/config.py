@@ -288,6 +288,44 @@ class EvalConfig:
         check(picture, "--confusion-matrix", self.confusion_matrix, "a .png file")
 
 
+@dataclass(frozen=True)
+class CompareConfig:
+    """Several model folders side by side: what `resless-compare` does."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """NAME=FOLDER of each network, or FOLDER, whose last part is its name. The others are compared with the first."""
+    batch_sizes: tuple[int, ...] = (1, 256)
+    """Images in the batches that are timed."""
+    repeats: int = 30
+    """Turns that each network gets."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward passes."""
+    channels_last: bool = False
+    """Layout of images and convolution weights."""
+    output: str | None = None
+    """JSON file to write the numbers to."""
+    picture: str | None = None
+    """Picture (.png) to draw: accuracy against multiply-adds and against latency."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+
+    def __post_init__(self) -> None:
+        check(len(self.models) > 0, "the list of networks", self.models, "at least one NAME=FOLDER")
+        unique = len(self.folders) == len(self.models)
+        check(unique, "the list of networks", self.models, "of different names: give them as NAME=FOLDER")
+        sizes = len(self.batch_sizes) > 0 and all(size > 0 for size in self.batch_sizes)
+        check(sizes, "--batch-sizes", self.batch_sizes, "1 or more each")
+        check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
+        check_output(self.output)
+        check_output(self.picture, "--picture")
+        check(self.picture is None or Path(self.picture).suffix == ".png", "--picture", self.picture, "a .png file")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Name -> model folder."""
+        pairs = (model.partition("=") if "=" in model else (Path(model).name, "=", model) for model in self.models)
+        return {name: folder for name, _, folder in pairs}
+
+
 def check_output(path: str | None, option: str = "--output") -> None:
     """Refuse a file for which there is no folder, before the work whose result it is to hold."""
     writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())

@@ -1,0 +1,224 @@
+"""Networks side by side: accuracy, cost, size on disk and latency, measured in one process; and `resless-compare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resless import costs, latency, report, weights
+from resless.config import CompareConfig, SourceConfig
+from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.environment import environment
+from resless.errors import check
+from resless.evaluate import Evaluation, evaluate
+from resless.files import write_text
+from resless.run import accelerator as new_accelerator
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network."""
+
+    name: str
+    accuracy: Evaluation
+    macs: float
+    """Multiply-adds of an image, on average over the images that are timed."""
+    parameters: int
+    file_bytes: int
+    """Size of the tensor file."""
+    latencies: dict[int, Latency]
+    """By the number of images in a batch."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of a batch, and how many times faster than the first network that is, interleaved with it."""
+
+    median_ms: float
+    q25_ms: float
+    q75_ms: float
+    speedup: latency.Speedup
+    ideal_speedup: float
+    """What the multiply-adds say."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network with images as it wants them."""
+
+    net: nn.Module
+    accuracy: Evaluation
+    images: Tensor
+    """[N, C, H, W], as many as the largest batch; the same ones of every network, in its normalisation."""
+    macs: float
+
+
+def compare(
+    folders: Mapping[str, str | Path],
+    data: SourceConfig,
+    *,
+    batch_sizes: Sequence[int] = (1, 256),
+    repeats: int = 30,
+    mixed_precision: str = "no",
+    channels_last: bool = False,
+) -> list[Measured]:
+    """Evaluate networks on the test images, then time them in turns, each on the same real images.
+
+    What a network executes may depend on its images, so cost and latency are of the first test images, repeated where
+    there are too few for a batch.
+
+    Args:
+        folders: name -> model folder; the others are compared with the first.
+        data: where the images come from.
+        batch_sizes: images in the batches that are timed.
+        repeats: turns that each network gets.
+        mixed_precision: no, bf16 or fp16.
+        channels_last: layout of images and convolution weights.
+
+    Raises:
+        InputError: a folder that cannot be read, or images that do not fit its network.
+    """
+    accelerator = new_accelerator(mixed_precision)
+    check(accelerator.num_processes == 1, "the number of processes", accelerator.num_processes, "1 for a comparison")
+    shards = Shards.of(accelerator, channels_last)
+
+    def loaded(folder: str | Path) -> _Loaded:
+        pipeline = Pipeline(data, 0, shards, weights.read_config(folder)["preprocessing"])
+        net = weights.from_pretrained(folder)
+        check_fit(net, pipeline.test)
+        batches = pipeline.evaluation(pipeline.test)
+        images = _first(max(batch_sizes), batches)
+        macs = costs.macs(net, images.cpu()) / len(images)
+        net = net.to(accelerator.device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        return _Loaded(net, evaluate(net, batches, accelerator), images, macs)
+
+    networks = {name: loaded(folder) for name, folder in folders.items()}
+    first = next(iter(networks))
+    timings = {}
+    for size in batch_sizes:
+        with accelerator.autocast():
+            forwards = {name: _forward(network, size) for name, network in networks.items()}
+            timings[size] = latency.compare(forwards, networks[first].images[:size], repeats=repeats)
+    return [
+        Measured(
+            name,
+            network.accuracy,
+            network.macs,
+            costs.count_parameters(network.net),
+            (Path(folders[name]) / weights.TENSORS_NAME).stat().st_size,
+            {
+                size: _latency(timings[size][first], timings[size][name], networks[first].macs / network.macs)
+                for size in batch_sizes
+            },
+        )
+        for name, network in networks.items()
+    ]
+
+
+def _first(count: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """So many images from the start, and again from there if there are not enough."""
+    found: list[Tensor] = []
+    for images, _ in batches:
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    images = torch.cat(found)
+    return images[torch.arange(count, device=images.device) % len(images)]
+
+
+def _forward(network: _Loaded, size: int) -> Callable[[Tensor], Tensor]:
+    """The network on its own images, whatever it is given."""
+    own = network.images[:size].contiguous(memory_format=_layout(network.images))
+    return partial(lambda net, images, _: net(images), network.net.eval(), own)
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _latency(baseline: latency.Timing, timing: latency.Timing, ideal: float) -> Latency:
+    faster = latency.speedup(baseline, timing)
+    return Latency(timing.median_ms, timing.q25_ms, timing.q75_ms, faster, ideal)
+
+
+def show(measured: Sequence[Measured]) -> None:
+    """Print a table, a network a row."""
+    columns = ["network", "top-1 %", "MACs", "parameters", "file, bytes"]
+    for size in measured[0].latencies:
+        columns += [f"batch {size}, ms", "speed-up (quartiles)", "by MACs"]
+    rows = []
+    for network in measured:
+        row = [network.name, f"{100 * network.accuracy.top1:.2f}", f"{network.macs:,.0f}", f"{network.parameters:,}"]
+        row.append(f"{network.file_bytes:,}")
+        for time in network.latencies.values():
+            faster = time.speedup
+            row += [f"{time.median_ms:.2f}", f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"]
+            row.append(f"{time.ideal_speedup:.2f}")
+        rows.append(row)
+    report.table(f"test images: {measured[0].accuracy.images:,}; speed-ups over {measured[0].name}", columns, rows)
+
+
+def draw(measured: Sequence[Measured], path: Path) -> None:
+    """Accuracy against MACs, and against the latency at each batch size."""
+    sizes = list(measured[0].latencies)
+    drawing = report.canvas(4 * (1 + len(sizes)), 3.8)
+    panels = drawing.subplots(1, 1 + len(sizes), sharey=True)
+    costs_of: list[tuple[str, Callable[[Measured], float]]] = [("MACs an image, millions", lambda one: one.macs / 1e6)]
+    costs_of += [
+        (f"ms a batch of {size}", partial(lambda size, one: one.latencies[size].median_ms, size)) for size in sizes
+    ]
+    for axes, (label, cost) in zip(panels, costs_of, strict=True):
+        report.style(axes)
+        for number, network in enumerate(measured):
+            marker, colour = "os^Dv<>*"[number // len(report.COLOURS) % 8], report.COLOURS[number % len(report.COLOURS)]
+            axes.plot(
+                cost(network), 100 * network.accuracy.top1, marker, color=colour, markersize=8, label=network.name
+            )
+        axes.set(xlabel=label)
+        axes.set_xlim(left=0)
+    panels[0].set(ylabel="test accuracy, %")
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    report.save(drawing, path)
+
+
+def main(config: CompareConfig) -> list[Measured]:
+    """What `resless-compare` does: print the table; write numbers and picture where that is asked for."""
+    measured = compare(
+        config.folders,
+        config.data,
+        batch_sizes=config.batch_sizes,
+        repeats=config.repeats,
+        mixed_precision=config.mixed_precision,
+        channels_last=config.channels_last,
+    )
+    show(measured)
+    if config.output is not None:
+        written = {
+            "environment": environment(),
+            "settings": asdict(config),
+            "networks": [network.as_dict() for network in measured],
+        }
+        write_text(Path(config.output), json.dumps(written, indent=1) + "\n")
+        print(f"wrote {config.output}")
+    if config.picture is not None:
+        draw(measured, Path(config.picture))
+        print(f"wrote {config.picture}")
+    return measured
+
+
+if __name__ == "__main__":
+    from resless.cli import compare as script
+
+    script()

@@ -1,0 +1,106 @@
+"""Networks side by side: what is counted, what is drawn, and the console script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from resless import compare, costs, models, weights
+from resless.config import CompareConfig, SourceConfig
+from resless.errors import InputError
+from resless.testing import environment
+from torch import nn
+
+STATISTICS = {"mean": [0.3], "std": [0.4]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small networks for digits, one twice as wide in its hidden layers."""
+    root, found = tmp_path_factory.mktemp("models"), {}
+    for name in ("resnet8", "resnet14"):
+        torch.manual_seed(0)
+        net = models.create(name, in_channels=1)
+        weights.save_pretrained(net, root / name, preprocessing=STATISTICS, example=torch.zeros(1, 1, 8, 8))
+        found[name] = root / name
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured(folders: dict[str, Path]) -> list[compare.Measured]:
+    return compare.compare(
+        {"long": folders["resnet14"], "short": folders["resnet8"]}, SourceConfig(), batch_sizes=(1, 400), repeats=2
+    )
+
+
+def test_numbers_are_those_of_each_network(folders: dict[str, Path], measured: list[compare.Measured]) -> None:
+    assert [one.name for one in measured] == ["long", "short"]
+    for one, name in zip(measured, ("resnet14", "resnet8"), strict=True):
+        net = weights.from_pretrained(folders[name])
+        assert one.macs == costs.macs(net, torch.zeros(1, 1, 8, 8))
+        assert one.parameters == sum(parameter.numel() for parameter in net.parameters())
+        assert one.file_bytes == (folders[name] / "model.safetensors").stat().st_size
+        assert one.accuracy.images == 360
+        assert set(one.latencies) == {1, 400}
+    long, short = measured
+    assert long.latencies[1].speedup.median == 1
+    assert short.latencies[400].ideal_speedup == pytest.approx(long.macs / short.macs)
+
+
+def test_each_network_gets_the_images_in_its_own_normalisation(tmp_path: Path) -> None:
+    """Of two networks that are equal but for the scale of their images, both see the same."""
+    torch.manual_seed(0)
+    net = models.create("lenet_300_100", in_channels=1, image_size=8)
+    weights.save_pretrained(net, tmp_path / "a", preprocessing={"mean": [0.0], "std": [1.0]})
+    with torch.no_grad():
+        next(layer for layer in net.modules() if isinstance(layer, nn.Linear)).weight.div_(2)
+    weights.save_pretrained(net, tmp_path / "b", preprocessing={"mean": [0.0], "std": [0.5]})
+    a, b = compare.compare({"a": tmp_path / "a", "b": tmp_path / "b"}, SourceConfig(), batch_sizes=(1,), repeats=2)
+    assert a.accuracy.loss == pytest.approx(b.accuracy.loss, rel=1e-5)
+
+
+def test_few_images_are_repeated() -> None:
+    batches = [(torch.arange(4.0).view(-1, 1), torch.zeros(4)), (torch.arange(4.0, 6).view(-1, 1), torch.zeros(2))]
+    assert compare._first(8, batches).flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert compare._first(3, batches).flatten().tolist() == [0, 1, 2]
+
+
+def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: Path) -> None:
+    named = [f"long={folders['resnet14']}", str(folders["resnet8"])]
+    command = [sys.executable, "-m", "resless.compare", *named, "--batch-sizes", "1", "2", "--repeats", "2"]
+    written = ["--output", "found.json", "--picture", "found.png"]
+    done = subprocess.run(
+        [*command, *written], cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
+    )
+    assert "speed-ups over long" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [network["name"] for network in found["networks"]] == ["long", "resnet8"]
+    assert found["networks"][1]["latencies"]["2"]["ideal_speedup"] > 1
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"models": ()}, "the list of networks is"),
+        ({"models": ("a/model", "b/model")}, "of different names"),
+        ({"models": ("a",), "repeats": 1}, "--repeats is 1"),
+        ({"models": ("a",), "batch_sizes": (0,)}, "--batch-sizes is"),
+        ({"models": ("a",), "picture": "a.jpg"}, "a .png file"),
+    ],
+)
+def test_bad_options_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CompareConfig(**fields)
+
+
+def test_images_of_another_kind_are_refused(tmp_path: Path) -> None:
+    weights.save_pretrained(
+        models.create("resnet8"), tmp_path / "colour", preprocessing={"mean": [0.0] * 3, "std": [1.0] * 3}
+    )
+    with pytest.raises(InputError, match=r"the images are 1 x 8 x 8 in 10 classes, but resnet8 was trained on 3 x"):
+        compare.compare({"colour": tmp_path / "colour"}, SourceConfig())
