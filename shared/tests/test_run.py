@@ -263,6 +263,23 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_process_that_is_killed_stops_the_other_with_a_sentence(tmp_path):
+    def task() -> None:
+        if os.environ["RANK"] == "1":
+            at_step(14, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        cli.main(lambda: train(config_in(LENET, tmp_path / "broken", checkpoint_steps=4)))
+
+    survivor, killed = forked(task, 2)
+    assert killed.code == -signal.SIGKILL
+    assert survivor.code == 1, survivor.printed
+    assert "error: [process 0] another process of this run ended at epoch 1, step 1" in survivor.printed
+    assert "start all of them again with --resume auto" in survivor.printed
+    assert "Traceback" not in survivor.printed
+    done(forked(lambda: train(config_in(LENET, tmp_path / "broken", resume="auto", checkpoint_steps=4)), 2))
+    done(forked(lambda: train(config_in(LENET, tmp_path / "whole")), 2))
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_ctrl_c_twice_does_not_wait_but_sigterm_twice_still_saves(tmp_path):
     def twice(number: int, folder: Path) -> Callable[[], None]:
         def task() -> None:

@@ -37,6 +37,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from safetensors import SafetensorError
+from torch import distributed as dist
 from torch import nn
 
 from resless import checkpoint, report, weights
@@ -249,6 +250,15 @@ class Run:
             self._lock.close()
         if self.settings.trackers and kind is None:
             self.accelerator.end_training()
+        if error is not None and self.accelerator.num_processes > 1 and lost_a_process(error):
+            where = f"epoch {self.epoch + 1}, step {self.step}"
+            print(
+                f"error: [process {self.accelerator.process_index}] another process of this run ended at {where}: "
+                "its own message says why; start all of them again with --resume auto",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(1) from None
 
     # -- folder and records
 
@@ -488,6 +498,12 @@ class Run:
         name = signal.Signals(number).name
         self._print(f"stopped by {name} at epoch {self.epoch + 1}, step {self.step}; go on with --resume auto")
         raise SystemExit(128 + number)
+
+
+def lost_a_process(error: BaseException) -> bool:
+    """Whether an error of a collective operation says that the other side is gone."""
+    lost = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    return lost or (isinstance(error, RuntimeError) and "gloo" in str(error) and "onnect" in str(error))
 
 
 def accelerator(
