@@ -126,11 +126,11 @@ def steps(options: Options) -> Iterator[Step]:
     yield run("blockdrop", "blockdrop-finetune", "--recipe", "smoke", "--pretrained", str(root / "policy" / "model"))
 
     yield run("epsilon", "epsilon-resnet-train", "--recipe", "smoke", "--n", str(options.blocks))
-    yield make("epsilon/compressed", "epsilon-resnet-compress", "--model", str(root / "epsilon"))
+    yield make("epsilon/compressed", "epsilon-resnet-compress", "--model", str(root / "epsilon"), "--repeats", "0")
 
     yield run("adn", "adn-train", "--recipe", "smoke", "--model", model)
     for name, skipped in (("super", "False"), ("base", "True")):
-        skip = ("--skip-cfg", skipped, skipped, skipped, "--output", str(root / f"adn-{name}"))
+        skip = ("--skip-cfg", skipped, skipped, skipped, "--output", str(root / f"adn-{name}"), "--repeats", "0")
         yield make(f"adn-{name}", "adn-extract", "--model", str(root / "adn" / "model"), *skip)
 
 

@@ -202,6 +202,7 @@ def create_for(name: str, images: Images | Stream, **options: Any) -> nn.Module:
 
 def build(spec: Spec) -> nn.Module:
     """The network that a spec describes; see `create`."""
+    check(isinstance(spec.name, str), "the name of a network", spec.name, "text")
     builder, from_name = _builder(spec.name)
     required = {
         "num_classes": checks.whole_number("num_classes", spec.num_classes),

@@ -1,0 +1,71 @@
+"""Methods on top of each other, by model folders alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import adn.cli
+import blockdrop.cli
+import deephoyer.cli
+import pytest
+import resless.cli
+import torch
+from resless import costs, weights
+from resless.testing import succeeded
+from torch import Tensor
+
+IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGE = IMAGES[:1]
+
+
+@torch.no_grad()
+def logits(folder: Path) -> Tensor:
+    return weights.from_pretrained(folder)(IMAGES)
+
+
+def halved(folder: str, small: str, cwd: Path) -> int:
+    """Prune a network to half of its MACs without training, and compact it; the MACs that it had."""
+    macs = costs.macs(weights.from_pretrained(cwd / folder), IMAGE)
+    cut = ("--recipe", "smoke_resnet", "--epochs", "0", "--target-macs", str(macs // 2), "--run-dir", f"{small}-pruned")
+    succeeded(deephoyer.cli.prune, "--model", folder, *cut, cwd=cwd)
+    succeeded(deephoyer.cli.compact, "--model", f"{small}-pruned/model", "--output", small, "--repeats", "0", cwd=cwd)
+    assert costs.macs(weights.from_pretrained(cwd / small), IMAGE) <= macs // 2
+    assert torch.allclose(logits(cwd / small), logits(cwd / f"{small}-pruned" / "model"), atol=1e-4)
+    return macs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ResNet-20 after one epoch on digits, in dense/model."""
+    cwd = tmp_path_factory.mktemp("trained")
+    succeeded(resless.cli.train, "--recipe", "smoke_resnet", "--epochs", "1", "--run-dir", "dense", cwd=cwd)
+    return cwd
+
+
+def test_blockdrop_on_a_compacted_network(trained: Path) -> None:
+    halved("dense/model", "small", trained)
+    stage = ("--recipe", "smoke", "--epochs", "1")
+    succeeded(blockdrop.cli.train, *stage, "--backbone", "small", "--run-dir", "policy", cwd=trained)
+    net, small = weights.from_pretrained(trained / "policy" / "model"), weights.from_pretrained(trained / "small")
+    kept = torch.ones(len(IMAGES), net.num_blocks, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.allclose(net.resnet(IMAGES, kept), small(IMAGES), atol=1e-5)
+    succeeded(blockdrop.cli.finetune, *stage, "--pretrained", "policy/model", "--run-dir", "joint", cwd=trained)
+    said = succeeded(blockdrop.cli.evaluate, "--model", "joint/model", cwd=trained)
+    assert f"the dense network takes {costs.macs(small, IMAGE):,}" in said
+
+
+def test_deephoyer_on_one_configuration_of_an_adaptive_network(trained: Path) -> None:
+    succeeded(adn.cli.train, "--recipe", "smoke", "--epochs", "0", "--run-dir", "adaptive", cwd=trained)
+    skip = ("--skip-cfg", "True", "True", "True", "--output", "base", "--repeats", "0")
+    succeeded(adn.cli.extract, "--model", "adaptive/model", *skip, cwd=trained)
+    base = halved("base", "base-small", trained)
+    assert base < costs.macs(weights.from_pretrained(trained / "adaptive" / "model"), IMAGE)
+
+
+def test_all_of_them_side_by_side(trained: Path) -> None:
+    halved("dense/model", "smaller", trained)
+    named = ("dense=dense/model", "DeepHoyer=smaller", "--batch-sizes", "1", "--repeats", "2")
+    said = succeeded(resless.cli.compare, *named, cwd=trained)
+    assert "speed-ups over dense" in said
+    assert "DeepHoyer" in said
