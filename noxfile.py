@@ -20,13 +20,16 @@ ROOT = Path(__file__).parent
 PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, to test them
 
-BENCHMARKS = [
-    *("benchmarks/deephoyer_mnist.py", "benchmarks/deephoyer_sweep.py"),
-    *("benchmarks/blockdrop_cifar.py", "benchmarks/blockdrop_throughput.py"),
-    *("benchmarks/epsilon_cifar.py", "benchmarks/epsilon_speed.py"),
-    *("benchmarks/adn_cifar.py", "benchmarks/adn_speed.py"),
-    "benchmarks/speed.py",
+# Those that read images come first: they take --data-dir.
+DATA_BENCHMARKS = [
+    f"benchmarks/{name}.py"
+    for name in (
+        *("deephoyer_mnist", "deephoyer_sweep"),
+        *("blockdrop_cifar", "blockdrop_throughput"),
+        *("epsilon_cifar", "adn_cifar", "speed"),
+    )
 ]
+BENCHMARKS = [f"benchmarks/{name}_speed.py" for name in ("deephoyer", "epsilon", "adn")]
 
 LINT = [
     ["ruff", "check"],
@@ -81,9 +84,11 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure everything again and make the READMEs' tables (hours; not a default session); -- --data-dir FOLDER."""
-    install(session, PAPERS)
-    for script in BENCHMARKS:
+    install(session, PAPERS, "torch-pruning")  # to compare with
+    for script in DATA_BENCHMARKS:
         session.run("python", script, *session.posargs)
+    for script in BENCHMARKS:
+        session.run("python", script)
     session.run("python", "benchmarks/tables.py")
 
 

@@ -49,6 +49,8 @@ class Options:
     """Seeds to train each with."""
     runs: str = "runs/adn-cifar"
     """Folder of the runs."""
+    train: bool = True
+    """Train what is not finished; without it, only what is finished is collected."""
     collect: bool = True
     """Time the configurations and write the result file once everything is trained."""
     threads: int = 2
@@ -59,7 +61,10 @@ class Options:
 
 def main(options: Options) -> None:
     """Train, then time, and write one result file."""
-    results = [train(name, seed, options) for seed in options.seeds for name in options.names]
+    wanted = [(name, seed) for seed in options.seeds for name in options.names]
+    if not options.train:
+        wanted = [(name, seed) for name, seed in wanted if (folder_of(name, seed, options) / "result.json").exists()]
+    results = [train(name, seed, options) for name, seed in wanted]
     if options.collect:
         keep_freed_memory()
         torch.set_num_threads(options.threads)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
+from _deephoyer import deephoyer_speed
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
 from _results import FOLDER, read
@@ -42,6 +43,8 @@ def main() -> None:
         draw_deephoyer_mnist(mnist["results"])
     if sweep := read("deephoyer-sweep"):
         draw_deephoyer_sweep(sweep)
+    if measured := read("deephoyer-speed"):
+        tables["deephoyer-speed"] = deephoyer_speed(measured)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
     if cifar := read("blockdrop-cifar"):
