@@ -1,4 +1,4 @@
-"""Turn the files in `benchmarks/results/` into the tables and pictures of the README files.
+"""Turn the files in `benchmarks/results/` into the tables and pictures of the README files, and into a gallery.
 
     python benchmarks/tables.py
 
@@ -16,6 +16,7 @@ from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_ci
 from _deephoyer import deephoyer_speed
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
+from _gallery import write_gallery
 from _results import FOLDER, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -65,6 +66,7 @@ def main() -> None:
         tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    write_gallery()
 
 
 def filled(text: str, tables: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,19 @@ def test_the_command_is_taken(script: str, args: list[str]) -> None:
     config_type, known_recipes = SCRIPTS[script]
     args = TRANSLATIONS.get(script, list)(args)
     assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)
+
+
+def test_ones_own_network_is_made_smaller_as_the_readme_says() -> None:
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "compact(net, images)" in block)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["loss"].isfinite()
+    with torch.no_grad():
+        assert torch.allclose(names["small"](names["images"]), names["net"](names["images"]), atol=1e-5)
+    sizes = [sum(tensor.numel() for tensor in names[name].parameters()) for name in ("small", "net")]
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("options", [{}, {"dataset": "cifar10", "data_dir": "data", "epochs": 2, "flip": True}])

@@ -1,0 +1,62 @@
+"""The gallery: every picture of the results on one page, with what it shows and what made it."""
+
+from __future__ import annotations
+
+from _results import FOLDER
+
+PAGE = FOLDER.parent.parent / "docs" / "gallery.md"
+
+# Method -> picture -> what it shows.
+PICTURES = {
+    "DeepHoyer": {
+        "deephoyer-mnist-element": "LeNets on MNIST, single weights cut: accuracy against weights left, three seeds.",
+        "deephoyer-mnist-structural": "LeNets on MNIST, whole groups cut: test accuracy against multiply-adds left.",
+        "deephoyer-sweep": "LeNet-300-100 on MNIST: held-out error against multiply-adds, four strengths.",
+    },
+    "BlockDrop": {
+        "blockdrop-cifar": "ResNet-32 on CIFAR-10: accuracy against multiply-adds, beside the controls.",
+        "blockdrop-throughput-r32-c10": "ResNet-32: measured speed-up against the blocks that policies keep.",
+        "blockdrop-throughput-r110-c10": "ResNet-110: the same.",
+        "blockdrop-policies/keep_rates": "How often each block is kept, over all test images and for each class.",
+        "blockdrop-policies/blocks_used": "How many blocks images use.",
+        "blockdrop-policies/policies": "The most frequent policies, with images that have them.",
+        "blockdrop-policies/easy_hard": "Images that use the fewest and the most blocks.",
+        "blockdrop-policies/cost_accuracy": "Accuracy and cost, beside those of the controls and of the dense network.",
+        "blockdrop-policies/rewards": "Reward and accuracy while both networks were trained.",
+    },
+    "ε-ResNet": {
+        "epsilon-cifar": "32 layers on CIFAR-10: error against multiply-adds and measured latency for three ε.",
+        "epsilon-blocks/blocks": "Which blocks are discarded, epoch by epoch.",
+        "epsilon-blocks/responses": "The largest response of each block, epoch by epoch.",
+        "epsilon-blocks/errors": "Training error of the network and of its side head, epoch by epoch.",
+        "epsilon-blocks/learning_rate": "The learning rate, which can start anew when blocks are lost.",
+    },
+    "ADN": {
+        "adn-cifar": "ResNet-20 on CIFAR-10: all eight configurations of one network, against networks trained alone.",
+    },
+}
+
+
+def write_gallery() -> None:
+    """Write the page, with every picture that is there.
+
+    Raises:
+        ValueError: a picture among the results has no description.
+    """
+    known = {picture for pictures in PICTURES.values() for picture in pictures}
+    there = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.png")}
+    if there - known:
+        raise ValueError(f"the gallery does not say what these show: {', '.join(sorted(there - known))}")
+    lines = [
+        "# Gallery",
+        "",
+        "Every picture of what was measured. `python benchmarks/tables.py` makes this page, and most pictures, from",
+        "the files in [`benchmarks/results`](../benchmarks/results), which tell device, versions, settings and commit.",
+    ]
+    for method, pictures in PICTURES.items():
+        shown = {picture: text for picture, text in pictures.items() if picture in there}
+        lines += ["", f"## {method}"] if shown else []
+        for picture, text in shown.items():
+            lines += ["", text, "", f"![{text}](../benchmarks/results/{picture}.png)"]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
