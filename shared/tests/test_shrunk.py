@@ -52,9 +52,11 @@ def test_channels_are_put_where_they_belong(outputs, shape) -> None:
     assert torch.equal(slim(x), expected)
 
 
-def test_channels_last_stays() -> None:
-    slim = shrunk.Slim(nn.Identity(), Part(6, (0, 2, 5), 6, (0, 2, 5)))
-    x = torch.randn(2, 6, 4, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [6, shrunk.MAX_MULTIPLIED + 1])
+def test_channels_last_stays(width: int, dtype: torch.dtype) -> None:
+    slim = shrunk.Slim(nn.Identity(), Part(width, (0, 2, 5), width, (0, 2, 5)))
+    x = torch.randn(2, width, 4, 4).to(dtype)
     found = slim(x.to(memory_format=torch.channels_last))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, slim(x))
