@@ -5,9 +5,9 @@
 
 Nothing is trained: the speed of a network does not depend on how good it is. The groups of each tensor get norms spread
 like those of a trained network (log-normal), then `deephoyer-prune`'s rules cut to the budget, once with widths as they
-come and once rounded to 8. Torch-Pruning cuts the same networks by magnitude, uniformly over the layers, to the same
-MACs within a percent or two, likewise; it cannot follow the shortcuts of He et al. without weights, so those here have
-projections. All of one network's versions take turns in one process.
+come, then rounded to 8 and to 16. Torch-Pruning cuts the same networks by magnitude, uniformly over the layers, as
+little as meets the budget: up to 5 points below it where widths are rounded. It cannot follow shortcuts
+that pad with zeros, so those here are projections. All of one network's versions take turns in one process.
 """
 
 from __future__ import annotations
