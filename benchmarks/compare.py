@@ -11,6 +11,7 @@ and ε-ResNet from fresh weights, with networks of the same depth.
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from resless import weights
+from resless import cli, weights
 from resless.errors import check
+from resless.files import write_text
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Options:
     def __post_init__(self) -> None:
         check(0 < self.share < 1, "--share", self.share, "above 0 and below 1")
         depth = self.model.removeprefix("resnet")
-        fits = depth.isdigit() and int(depth) % 6 == 2 and int(depth) > 2
-        check(fits, "--model", self.model, "resnet20, resnet32 or another of depth 6n + 2")
+        fits = depth.isdigit() and int(depth) % 6 == 2 and int(depth) > 8
+        check(fits, "--model", self.model, "resnet14, resnet20, resnet32 or another of depth 6n + 2")
 
     @property
     def blocks(self) -> int:
@@ -77,7 +79,7 @@ class Step:
 
 def main(options: Options) -> None:
     """Take all steps that are left, then measure."""
-    options.root.mkdir(parents=True, exist_ok=True)
+    claim(options)
     for step in steps(options):
         if not step.done.exists():
             call(step.command)
@@ -86,6 +88,25 @@ def main(options: Options) -> None:
     precision = ["--mixed-precision", options.mixed_precision, *(["--channels-last"] if options.channels_last else [])]
     named = [f"{name}={folder}" for name, folder in networks(options).items()]
     call(("resless-compare", *named, *data, *precision, "--repeats", str(options.repeats), *written))
+
+
+def claim(options: Options) -> None:
+    """Note in the folder what it is for.
+
+    Raises:
+        InputError: it holds something else, whose networks would be taken for these.
+    """
+    settings = {name: value for name, value in vars(options).items() if name not in ("data_dir", "runs", "repeats")}
+    note = options.root / "options.json"
+    if note.exists():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        there = ", ".join(f"--{name.replace('_', '-')} {before.get(name)}" for name in changed)
+        check(not changed, "--runs", options.runs, f"another folder: this one holds a comparison with {there}")
+    elif options.root.exists():
+        check(not any(options.root.iterdir()), "--runs", options.runs, "a folder that is empty or not there")
+    options.root.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(settings, indent=1) + "\n")
 
 
 def networks(options: Options) -> dict[str, Path]:
@@ -158,4 +179,4 @@ def call(command: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    cli.main(lambda: main(tyro.cli(Options, description=__doc__)))

@@ -6,7 +6,7 @@
 Nothing is trained: the speed of a network does not depend on how good it is. The groups of each tensor get norms spread
 like those of a trained network (log-normal), then `deephoyer-prune`'s rules cut to the budget, once with widths as they
 come, then rounded to 8 and to 16. Torch-Pruning cuts the same networks by magnitude, uniformly over the layers, as
-little as meets the budget: up to 5 points below it where widths are rounded. It cannot follow shortcuts
+little as meets the budget: up to 5.3 points below it where widths are rounded. It cannot follow shortcuts
 that pad with zeros, so those here are projections. All of one network's versions take turns in one process.
 """
 
@@ -89,7 +89,7 @@ def as_if_trained(name: str, example: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = models.create(name, **({"shortcut": "conv"} if name.startswith("resnet") else {})).eval()
     coupled = coupling(model, example)
-    common = SPREAD * torch.randn(1 + max(int(value.max()) for value in coupled.values))
+    common = SPREAD * torch.randn(coupled.count)
     for tensor, weight in prunable(model).items():
         norm = weight.norm()
         for dim, numbers in ((0, coupled.rows[tensor]), (1, coupled.columns[tensor])):

@@ -41,7 +41,11 @@ def two_machines(module: str, *args: str, cwd: Path) -> list[str]:
                 text=True,
             )
         )
-    printed = [launcher.communicate(timeout=TIMEOUT_S)[0] for launcher in launchers]
+    try:
+        printed = [launcher.communicate(timeout=TIMEOUT_S)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
     assert [launcher.returncode for launcher in launchers] == [0, 0], "\n".join(printed)
     return printed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from epsilon_resnet import recipes as epsilon_recipes
 from epsilon_resnet.cli import authors_arguments as epsilon_arguments
 from resless import config, models, recipes, weights
 from resless.cli import parse
+from resless.errors import InputError
 from resless.spellings import in_our_words
 
 ROOT = Path(__file__).parents[1]
@@ -111,3 +113,14 @@ def test_the_demo_takes_the_steps_that_make_what_it_compares(options: dict[str, 
     assert {
         folder if folder.name != "model" else folder.parent for folder in DEMO["networks"](options).values()
     } <= made
+
+
+def test_the_demo_does_not_take_what_other_options_made(tmp_path: Path) -> None:
+    options = DEMO["Options"](runs=str(tmp_path / "demo"))
+    DEMO["claim"](options)
+    DEMO["claim"](replace(options, repeats=3))
+    with pytest.raises(InputError, match=r"another folder: this one holds a comparison with --model resnet20$"):
+        DEMO["claim"](replace(options, model="resnet32"))
+    (tmp_path / "old" / "dense").mkdir(parents=True)
+    with pytest.raises(InputError, match="a folder that is empty or not there"):
+        DEMO["claim"](replace(options, runs=str(tmp_path / "old")))

@@ -63,6 +63,42 @@ def test_each_network_gets_the_images_in_its_own_normalisation(tmp_path: Path) -
     assert a.accuracy.loss == pytest.approx(b.accuracy.loss, rel=1e-5)
 
 
+class Undecided(nn.Module):
+    """A layer more for images whose middle is bright, as networks with policies do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head, self.threshold = nn.Linear(64, 64), nn.Linear(64, 10), 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, bright = x.flatten(1), x[:, 0, 3, 3] > self.threshold
+        if bright.any():
+            x = torch.cat([x[~bright], self.layer(x[bright])])
+        return self.head(x)
+
+
+def test_multiply_adds_are_of_the_images_in_the_batch(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undecided = Undecided().eval()
+    undecided.spec = models.spec_of(weights.from_pretrained(folders["resnet8"]))
+    monkeypatch.setattr(compare.weights, "from_pretrained", lambda _: undecided)
+    (found,) = compare.compare({"a": folders["resnet8"]}, SourceConfig(), batch_sizes=(1, 300), repeats=2)
+    assert 64 * 10 < found.macs < 64 * 10 + 64 * 64, "some images have the layer, and some have not"
+    monkeypatch.setattr(undecided, "threshold", -100.0)
+    (found,) = compare.compare({"a": folders["resnet8"]}, SourceConfig(), batch_sizes=(1,), repeats=2)
+    assert found.macs == 64 * 10 + 64 * 64
+
+
+def test_a_folder_may_have_the_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1" / "model").mkdir(parents=True)
+    folders = CompareConfig(("lr=0.1/model", "other=lr=0.1/model")).folders
+    assert folders == {"model": "lr=0.1/model", "other": "lr=0.1/model"}
+    with pytest.raises(InputError, match="NAME=FOLDER or FOLDER"):
+        CompareConfig(("=model",))
+
+
 def test_few_images_are_repeated() -> None:
     batches = [(torch.arange(4.0).view(-1, 1), torch.zeros(4)), (torch.arange(4.0, 6).view(-1, 1), torch.zeros(2))]
     assert compare._first(8, batches).flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 1]

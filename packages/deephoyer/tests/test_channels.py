@@ -9,6 +9,7 @@ from deephoyer.compact import compact
 from deephoyer.prune import cut, structure
 from deephoyer.report import prunable
 from resless import costs, models
+from resless.errors import InputError
 from resless.models import shrunk
 from torch import nn
 
@@ -92,7 +93,7 @@ def test_a_tied_cut_leaves_nothing_to_copy(name: str, options: dict, round_to: i
     model = models.create(name, **options).eval()
     known = structure(model, IMAGES, "tied")
     assert known.coupling is not None
-    factors = torch.exp(torch.randn(1 + max(int(value.max()) for value in known.coupling.values)))
+    factors = torch.exp(torch.randn(known.coupling.count))
     with torch.no_grad():
         for tensor, weight in prunable(model).items():
             weight.mul_(factors[known.coupling.rows[tensor]].view(-1, *[1] * (weight.dim() - 1)))
@@ -110,3 +111,37 @@ def test_a_tied_cut_leaves_nothing_to_copy(name: str, options: dict, round_to: i
         assert all(width % 8 == 0 for width in widths)
     copying = [path for path, module in small.named_modules() if isinstance(module, shrunk.Slim)]
     assert all("shortcut" in path for path in copying), "padding shortcuts alone have a place of their own"
+
+
+def test_groups_count_with_all_of_their_channels_when_widths_are_rounded() -> None:
+    torch.manual_seed(0)
+    net = models.create("resnext11_4x4")
+    masks = coupling(net, IMAGES).masks(prunable(net), dict.fromkeys(prunable(net), 1e6), round_to=8)
+    assert not masks["layer1.0.conv2.weight"].any(), "nothing above the limits, and none is a multiple"
+    weight = net.layer1[0].conv2.weight
+    with torch.no_grad():
+        net.layer1[0].conv1.weight[:4] *= 1e9  # the first group of 4 channels is far above them
+    masks = coupling(net, IMAGES).masks(prunable(net), dict.fromkeys(prunable(net), 1e6), round_to=8)
+    assert int(masks["layer1.0.conv2.weight"].flatten(1).any(dim=1).sum()) == 8 < len(weight)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.layer(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("net", "image", "message"),
+    [
+        (Twice(), torch.ones(1, 3, 4, 4), r"cannot follow layer: it runs more than once"),
+        (models.create("lenet5"), torch.ones(1, 3, 28, 28), r"--rule is 'tied', but must be group or elementwise"),
+    ],
+    ids=["a layer that runs twice", "LeNet"],
+)
+def test_what_cannot_be_tied_is_refused(net: nn.Module, image: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        structure(net, image, "tied")

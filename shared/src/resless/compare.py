@@ -29,7 +29,7 @@ class Measured:
     name: str
     accuracy: Evaluation
     macs: float
-    """Multiply-adds of an image, on average over the images that are timed."""
+    """Multiply-adds of an image, on average over those of the largest batch."""
     parameters: int
     file_bytes: int
     """Size of the tensor file."""
@@ -61,7 +61,8 @@ class _Loaded:
     accuracy: Evaluation
     images: Tensor
     """[N, C, H, W], as many as the largest batch; the same ones of every network, in its normalisation."""
-    macs: float
+    macs: dict[int, float]
+    """Multiply-adds of an image, on average over each batch that is timed."""
 
 
 def compare(
@@ -99,8 +100,9 @@ def compare(
         check_fit(net, pipeline.test)
         batches = pipeline.evaluation(pipeline.test)
         images = _first(max(batch_sizes), batches)
-        macs = costs.macs(net, images.cpu()) / len(images)
-        net = net.to(accelerator.device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        macs = {size: costs.macs(net, images[:size].cpu()) / size for size in batch_sizes}
+        net = net.to(accelerator.device)
+        net = net.to(memory_format=torch.channels_last) if channels_last else net
         return _Loaded(net, evaluate(net, batches, accelerator), images, macs)
 
     networks = {name: loaded(folder) for name, folder in folders.items()}
@@ -114,11 +116,13 @@ def compare(
         Measured(
             name,
             network.accuracy,
-            network.macs,
+            network.macs[max(batch_sizes)],
             costs.count_parameters(network.net),
             (Path(folders[name]) / weights.TENSORS_NAME).stat().st_size,
             {
-                size: _latency(timings[size][first], timings[size][name], networks[first].macs / network.macs)
+                size: _latency(
+                    timings[size][first], timings[size][name], networks[first].macs[size] / network.macs[size]
+                )
                 for size in batch_sizes
             },
         )
@@ -154,20 +158,27 @@ def _latency(baseline: latency.Timing, timing: latency.Timing, ideal: float) -> 
 
 
 def show(measured: Sequence[Measured]) -> None:
-    """Print a table, a network a row."""
-    columns = ["network", "top-1 %", "MACs", "parameters", "file, bytes"]
+    """Print accuracy and cost, then a table a batch size: a network a row."""
+    rows = [
+        [
+            network.name,
+            f"{100 * network.accuracy.top1:.2f}",
+            f"{network.macs:,.0f}",
+            f"{network.parameters:,}",
+            f"{network.file_bytes:,}",
+        ]
+        for network in measured
+    ]
+    title = f"{measured[0].accuracy.images:,} test images"
+    report.table(title, ["network", "top-1 %", "MACs", "parameters", "file, bytes"], rows)
     for size in measured[0].latencies:
-        columns += [f"batch {size}, ms", "speed-up (quartiles)", "by MACs"]
-    rows = []
-    for network in measured:
-        row = [network.name, f"{100 * network.accuracy.top1:.2f}", f"{network.macs:,.0f}", f"{network.parameters:,}"]
-        row.append(f"{network.file_bytes:,}")
-        for time in network.latencies.values():
-            faster = time.speedup
-            row += [f"{time.median_ms:.2f}", f"{faster.median:.2f} ({faster.q25:.2f}-{faster.q75:.2f})"]
-            row.append(f"{time.ideal_speedup:.2f}")
-        rows.append(row)
-    report.table(f"test images: {measured[0].accuracy.images:,}; speed-ups over {measured[0].name}", columns, rows)
+        rows = []
+        for network in measured:
+            time = network.latencies[size]
+            faster = f"{time.speedup.median:.2f} ({time.speedup.q25:.2f}-{time.speedup.q75:.2f})"
+            rows.append([network.name, f"{time.median_ms:.2f}", faster, f"{time.ideal_speedup:.2f}"])
+        title = f"batch {size}, speed-ups over {measured[0].name}"
+        report.table(title, ["network", "ms", "speed-up (quartiles)", "by MACs"], rows)
 
 
 def draw(measured: Sequence[Measured], path: Path) -> None:

@@ -322,8 +322,15 @@ class CompareConfig:
     @property
     def folders(self) -> dict[str, str]:
         """Name -> model folder."""
-        pairs = (model.partition("=") if "=" in model else (Path(model).name, "=", model) for model in self.models)
-        return {name: folder for name, _, folder in pairs}
+        return dict(self._named(model) for model in self.models)
+
+    @staticmethod
+    def _named(model: str) -> tuple[str, str]:
+        name, separator, folder = model.partition("=")
+        if not separator or Path(model).is_dir():  # a folder's name may have the sign too
+            name, folder = Path(model).resolve().name, model
+        check(bool(name) and bool(folder), "the list of networks", model, "NAME=FOLDER or FOLDER")
+        return name, folder
 
 
 def check_output(path: str | None, option: str = "--output") -> None:

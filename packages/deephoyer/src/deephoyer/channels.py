@@ -12,7 +12,7 @@ from resless.models.shrunk import Mixing
 from torch import Tensor, nn
 
 from deephoyer import method
-from deephoyer.graph import Kind, Node, trace
+from deephoyer.graph import Kind, Node, cannot_follow, trace
 
 
 class Atoms:
@@ -79,8 +79,8 @@ class Coupling:
     """Name of a weight [O, I, ...] -> [O], the channels that its filters write."""
     columns: dict[str, Tensor]
     """The same -> [I], the channels that it reads; not of grouped convolutions."""
-    values: tuple[Tensor, ...]
-    """The channels of every value, narrow ones first."""
+    values: tuple[tuple[Tensor, Tensor], ...]
+    """The channels of every value, each once, and how many times it has each; narrow values first."""
     fixed: Tensor
     """Channels that cannot go: those of images, and logits."""
 
@@ -94,6 +94,9 @@ class Coupling:
         kept = self._rounded(self._means(weights, limits), round_to)
         masks = {}
         for name, weight in weights.items():
+            if name not in self.rows:  # of a layer that does not run
+                masks[name] = torch.ones_like(weight, dtype=torch.bool)
+                continue
             mask = kept[self.rows[name]][:, None].expand(*weight.shape[:2])
             if name in self.columns:
                 mask = mask & kept[self.columns[name]]
@@ -102,11 +105,11 @@ class Coupling:
 
     def _means(self, weights: Mapping[str, Tensor], limits: Mapping[str, float]) -> Tensor:
         """Of each channel the mean square of its norms, relative to the limits; infinite if it cannot go."""
-        sums = torch.zeros(1 + max(int(value.max()) for value in self.values), dtype=torch.double)
+        sums = torch.zeros(self.count, dtype=torch.double)
         counts = torch.zeros_like(sums)
         for name, weight in weights.items():
             for numbers, norms in (
-                (self.rows[name], method.filter_norms(weight)),
+                (self.rows.get(name), method.filter_norms(weight)),
                 (self.columns.get(name), method.channel_norms(weight)),
             ):
                 if numbers is not None:
@@ -118,12 +121,21 @@ class Coupling:
     def _rounded(self, means: Tensor, round_to: int) -> Tensor:
         """[channels] bool: which are kept."""
         kept, done = means > 1, torch.zeros_like(means, dtype=torch.bool)
-        for value in self.values:  # what is added to a wide one must not change a narrow one, which may be part of it
-            missing = -int(kept[value].sum()) % round_to
-            more = value[~kept[value] & ~done[value]]
-            kept[more[means[more].argsort(descending=True)[:missing]]] = True
+        for value, times in self.values:  # what is added to a wide one must not change a narrow one, a part of it
+            width = int(times[kept[value]].sum())
+            more = (~kept[value] & ~done[value]).nonzero().flatten()
+            for index in more[means[value[more]].argsort(descending=True)].tolist():
+                if width % round_to == 0:
+                    break
+                kept[value[index]] = True
+                width += int(times[index])
             done[value] = True
         return kept
+
+    @property
+    def count(self) -> int:
+        """Above all numbers."""
+        return 1 + max(int(value.max()) for value, _ in self.values)
 
 
 def coupling(model: nn.Module, example: Tensor) -> Coupling:
@@ -139,6 +151,8 @@ def coupling(model: nn.Module, example: Tensor) -> Coupling:
     for node in nodes:
         sources = [values[name] for name in node.sources]
         if node.kind is Kind.LAYER:
+            if node.path in layers:
+                raise cannot_follow(node.path, "it runs more than once")
             layer = Layer.of(modules[node.path], len(sources[0]))
             values[node.name] = _written(layer, sources[0], atoms)
             layers[node.path] = layer, sources[0][layer.inputs], values[node.name][layer.outputs]
@@ -153,9 +167,10 @@ def coupling(model: nn.Module, example: Tensor) -> Coupling:
             if len(layer.used) == 1:
                 columns[name] = roots[reads]
     fixed = torch.cat([values[node.name] for node in nodes if node.kind in (Kind.INPUT, Kind.OUTPUT)])
-    distinct = {tuple(roots[value].unique().tolist()) for value in values.values()}
-    ordered = tuple(torch.tensor(value) for value in sorted(distinct, key=lambda value: (len(value), value)))
-    return Coupling(rows, columns, ordered, roots[fixed])
+    distinct = {tuple(sorted(roots[value].tolist())) for value in values.values()}
+    ordered = sorted(distinct, key=lambda value: (len(value), value))
+    counted = tuple(torch.tensor(value).unique(return_counts=True) for value in ordered)
+    return Coupling(rows, columns, counted, roots[fixed])
 
 
 def _written(layer: Layer, source: Tensor, atoms: Atoms) -> Tensor:

@@ -106,8 +106,8 @@ class PruneConfig:
     """Checkpoint file (or model folder) of the network that --model names."""
     rule: Literal["elementwise", "group", "tied"] = "elementwise"
     """Cut single weights by magnitude; filters and input channels of each layer by their norm; or channels, with all
-    that writes and reads them, by the mean of those norms: then every layer of a stage has the same ones, and the
-    smaller network copies nothing."""
+    that writes and reads them, by the mean square of those norms, each divided by its threshold: then every layer of a
+    stage has the same ones, and the smaller network copies nothing."""
     threshold: Literal["std", "fixed", "macs", "rms"] = "std"
     """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; the threshold of
     the layer whose weights are used most often an image, the others' being lower in proportion to their use; or, for

@@ -136,6 +136,7 @@ class _Planner:
         self._layers: dict[str, Layer] = {}
         self._needed: dict[str, Tensor] = {}
         self._whole: set[str] = set()
+        self._lone: set[str] = set()
 
     def plan(self) -> Plan:
         for node in self._nodes:
@@ -256,6 +257,8 @@ class _Planner:
         rows = value.wanted[layer.outputs]
         if not rows.any():
             rows[0] = True  # a layer of no width cannot be built
+            self._lone.add(node.name)
+        if node.name in self._lone:  # the second time somebody may read it, since it is there
             why.append("one stays")
         if node.name in self._whole:
             why.append(SLOWER)
@@ -276,7 +279,7 @@ class _Planner:
         """Rows and columns that stay, and what is folded into the bias."""
         constant, used = source.constant[layer.inputs], layer.used  # [I], [g, O/g, I/g]
         groups = len(used)
-        if not why and not used.any(dim=2).flatten()[rows].all():
+        if node.name not in self._whole and not used.any(dim=2).flatten()[rows].all():
             why.append("constants")
         if groups > 1:
             kept = rows.view(groups, -1).any(dim=1)  # [g]

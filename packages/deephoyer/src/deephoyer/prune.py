@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from resless import costs, models, optim
 from resless.calibrate import calibration_batches, recalibrate
 from resless.data.pipeline import Pipeline, check_fit
+from resless.errors import check
 from resless.evaluate import Evaluation, evaluate
 from resless.report import table
 from resless.run import Run
@@ -113,7 +114,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         pruned = Pruned(held_out, test, sparsity(plain, data.example, config.round_to), sensitivity, limits)
         run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
-            draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
+            if config.rule != "tied":  # where no single norm decides
+                draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
             _print(pruned)
     return pruned
 
@@ -185,8 +187,10 @@ def structure(model: nn.Module, example: Tensor, rule: str) -> Structure:
     """What `cut` has to know of a network for a rule.
 
     Raises:
-        InputError: a network that `compact` cannot follow.
+        InputError: a network that `compact` cannot follow, or a LeNet for `tied`.
     """
+    tied = rule != "tied" or not isinstance(model, LENETS)
+    check(tied, "--rule", rule, "group or elementwise for a LeNet, whose layers are not tied")
     coupling = channels.coupling(model, example) if rule == "tied" else None
     return Structure(followers(model, example), coupling)
 
