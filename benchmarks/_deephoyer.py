@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from _form import times
 from resless import report
 
 
@@ -31,5 +32,4 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
 
 def faster(found: Mapping[str, Any]) -> str:
     """A speed-up with quartiles, and how much it is of what the MACs promise."""
-    ratio = found["speedup"]
-    return f"{ratio['median']:.2f} x ({ratio['q25']:.2f}-{ratio['q75']:.2f}), {100 * found['share_of_ideal']:.0f} %"
+    return f"{times(found['speedup'])}, {100 * found['share_of_ideal']:.0f} %"

@@ -103,6 +103,9 @@ def test_few_images_are_repeated() -> None:
     batches = [(torch.arange(4.0).view(-1, 1), torch.zeros(4)), (torch.arange(4.0, 6).view(-1, 1), torch.zeros(2))]
     assert compare._first(8, batches).flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
     assert compare._first(3, batches).flatten().tolist() == [0, 1, 2]
+    last = torch.rand(3, 2, 4, 4).to(memory_format=torch.channels_last)
+    for count in (2, 7):
+        assert compare._first(count, [(last, torch.zeros(3))]).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,6 @@ class Measured:
     """Size of the tensor file."""
     latencies: dict[int, Latency]
     """By the number of images in a batch."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def compare(
     timings = {}
     for size in batch_sizes:
         with accelerator.autocast():
-            forwards = {name: _forward(network, size) for name, network in networks.items()}
+            forwards = {name: partial(_on_own, each.net, each.images[:size]) for name, each in networks.items()}
             timings[size] = latency.compare(forwards, networks[first].images[:size], repeats=repeats)
     return [
         Measured(
@@ -137,19 +132,13 @@ def _first(count: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         found.append(images)
         if sum(map(len, found)) >= count:
             break
-    images = torch.cat(found)
-    return images[torch.arange(count, device=images.device) % len(images)]
+    there = sum(map(len, found))
+    return torch.cat(found * -(-count // there))[:count]  # which keeps channels_last, as indexing would not
 
 
-def _forward(network: _Loaded, size: int) -> Callable[[Tensor], Tensor]:
-    """The network on its own images, whatever it is given."""
-    own = network.images[:size].contiguous(memory_format=_layout(network.images))
-    return partial(lambda net, images, _: net(images), network.net.eval(), own)
-
-
-def _layout(images: Tensor) -> torch.memory_format:
-    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _on_own(net: nn.Module, own: Tensor, _: Tensor) -> Tensor:
+    """The network on images in its own normalisation, whatever it is given."""
+    return net(own)
 
 
 def _latency(baseline: latency.Timing, timing: latency.Timing, ideal: float) -> Latency:
@@ -219,7 +208,7 @@ def main(config: CompareConfig) -> list[Measured]:
         written = {
             "environment": environment(),
             "settings": asdict(config),
-            "networks": [network.as_dict() for network in measured],
+            "networks": [asdict(network) for network in measured],
         }
         write_text(Path(config.output), json.dumps(written, indent=1) + "\n")
         print(f"wrote {config.output}")

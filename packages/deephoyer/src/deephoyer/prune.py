@@ -189,8 +189,8 @@ def structure(model: nn.Module, example: Tensor, rule: str) -> Structure:
     Raises:
         InputError: a network that `compact` cannot follow, or a LeNet for `tied`.
     """
-    tied = rule != "tied" or not isinstance(model, LENETS)
-    check(tied, "--rule", rule, "group or elementwise for a LeNet, whose layers are not tied")
+    applies = rule != "tied" or not isinstance(model, LENETS)
+    check(applies, "--rule", rule, "group or elementwise for a LeNet, whose layers are not tied")
     coupling = channels.coupling(model, example) if rule == "tied" else None
     return Structure(followers(model, example), coupling)
 
