@@ -16,7 +16,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -30,8 +30,9 @@ from torch import nn
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 """MACs that are left, as shares of the dense network's."""
-STRENGTHS = {"group_hoyer_square": (2e-4, 5e-4, 1e-3, 2e-3), "group_lasso": (1e-5, 3e-5, 6e-5, 1e-4)}
-NAMES = ("group_hoyer_square", "group_lasso", "thinner")
+PUSH = {"group_hoyer_square": (0.1, 0.2, 0.3, 0.5), "group_lasso": (2e-3, 4e-3, 6e-3, 1e-2)}
+"""Strength times epochs, for each budget: what a regulariser moves grows with both, so fewer epochs need more of it."""
+NAMES = (*PUSH, "thinner")
 THINNER_LR = 0.1
 
 
@@ -53,6 +54,10 @@ class Options:
     """Regularisers, and `thinner`."""
     budgets: tuple[float, ...] = BUDGETS
     """Budgets to do, of 0.7, 0.5, 0.35 and 0.25."""
+    epochs: tuple[int, int] | None = None
+    """Epochs of training with a regulariser, and of fine-tuning; None leaves the recipe's."""
+    mixed_precision: Literal["no", "bf16"] | None = None
+    """Precision of training; None leaves the recipe's."""
     runs: str = "runs/deephoyer-cifar"
     """Folder of the runs."""
     collect: bool = True
@@ -75,11 +80,11 @@ class Options:
         return Path(f"{self.runs}-quick" if self.quick else self.runs)
 
     @property
-    def epochs(self) -> tuple[int, int]:
-        """Of training with a regulariser, and of fine-tuning."""
-        return (
-            (1, 1) if self.quick else (recipes.TRAIN[self.recipe].optim.epochs, recipes.PRUNE[self.recipe].optim.epochs)
-        )
+    def stages(self) -> tuple[int, int]:
+        """Epochs of training with a regulariser, and of fine-tuning."""
+        if self.quick:
+            return 1, 1
+        return self.epochs or (recipes.TRAIN[self.recipe].optim.epochs, recipes.PRUNE[self.recipe].optim.epochs)
 
     @property
     def image(self) -> torch.Tensor:
@@ -125,12 +130,12 @@ def backbone(options: Options) -> list[str]:
 
 def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train with a regulariser, cut to the budget, fine-tune and compact."""
-    strength = STRENGTHS[name][BUDGETS.index(budget)]
+    strength = PUSH[name][BUDGETS.index(budget)] / options.stages[0]
     sparse, folder = options.root / f"{name}-{strength:g}", folder_of(name, budget, options)
     arguments = ["--reg", name, "--strength", str(strength), *backbone(options)]
-    training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.epochs[0])])
+    training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
     target = round(budget * costs.macs(dense, options.image))
-    arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--epochs", str(options.epochs[1])]
+    arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--epochs", str(options.stages[1])]
     tuning = run("deephoyer.prune", folder, options, arguments)
     if not (folder / "small").exists():
         command = ["--model", str(folder / "model"), "--output", str(folder / "small"), "--repeats", "0"]
@@ -153,7 +158,7 @@ def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dic
         "--lr",
         str(THINNER_LR),
         "--epochs",
-        str(sum(options.epochs)),
+        str(sum(options.stages)),
     ]
     if not options.quick:
         arguments += ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
@@ -193,6 +198,7 @@ def run(module: str, folder: Path, options: Options, arguments: list[str]) -> di
         started.write_text(json.dumps(environment(FOLDER, "cpu"), indent=1) + "\n", encoding="utf-8")
         data = [] if options.data_dir is None or options.quick else ["--data-dir", options.data_dir]
         common = ["--recipe", options.recipe, "--run-dir", str(folder), "--resume", "auto"]
+        common += [] if options.mixed_precision is None else ["--mixed-precision", options.mixed_precision]
         subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
