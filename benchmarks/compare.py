@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py                                             # embedded digits, some minutes
     python benchmarks/compare.py --dataset cifar10 --data-dir FOLDER --epochs 12 --pad 4 --flip \\
-        --mixed-precision bf16 --channels-last
+        --mixed-precision auto --channels-last
 
 Each step is a command that a user could type, and is printed before it runs. Finished steps below `--runs` are not
 repeated, and one that was interrupted goes on where it was. DeepHoyer and BlockDrop start from the dense network, ADN

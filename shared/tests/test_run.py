@@ -295,7 +295,7 @@ def test_ctrl_c_twice_does_not_wait_but_sigterm_twice_still_saves(tmp_path):
 
 
 def _opening(folder: Path) -> str:
-    return f"run folder {folder}, 1 process(es), cpu\n"
+    return f"run folder {folder}, 1 process(es), cpu, float32\n"
 
 
 # --- what a run may go on from
@@ -536,7 +536,7 @@ def test_a_disk_error_is_one_sentence_wherever_it_strikes(tmp_path, what):
 def test_without_a_terminal_an_epoch_is_a_line(tmp_path):
     printed = done(forked(lambda: train(config_in(LENET, tmp_path / "[run]"))))
     lines = printed.splitlines()
-    assert lines[0] == f"run folder {tmp_path}/[run], 1 process(es), cpu"
+    assert lines[0] == f"run folder {tmp_path}/[run], 1 process(es), cpu, float32"
     assert [line.split("  ")[0] for line in lines[1:4]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     for text in ("lr 0.003", "train_loss ", "train_accuracy ", "held_out_top1 ", "seconds "):
         assert text in lines[1]
@@ -618,7 +618,7 @@ def test_trackers_are_written_or_refused(tmp_path):
 
 def test_fp16_on_a_cpu_is_refused_rather_than_passed_over(tmp_path):
     sentence = refused(lambda: train(config_in(LENET, tmp_path / "run", mixed_precision="fp16")))
-    assert sentence == "error: --mixed-precision is 'fp16', but must be bf16 or no on a CPU"
+    assert sentence == "error: --mixed-precision is 'fp16', but must be auto, bf16 or no on a CPU"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -79,7 +79,7 @@ def compare(
         data: where the images come from.
         batch_sizes: images in the batches that are timed.
         repeats: turns that each network gets.
-        mixed_precision: no, bf16 or fp16.
+        mixed_precision: no, bf16, fp16 or auto.
         channels_last: layout of images and convolution weights.
 
     Raises:

@@ -18,6 +18,7 @@ from resless.data import catalog
 from resless.errors import check
 
 AutoAugment: TypeAlias = Literal["ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn"]
+Precision: TypeAlias = Literal["no", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ class RunConfig:
     """`auto` goes on from the newest good checkpoint of the run folder; a checkpoint folder goes on from there."""
     overwrite: bool = False
     """Delete the run folder if it exists, and start anew."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of forward passes (autocast); bf16 is about twice as fast on CPUs that have it, and on GPUs."""
+    mixed_precision: Precision = "no"
+    """Precision of forward passes (autocast); auto is bf16 where the processor or GPU has units for it, which halves the
+    time of a step, else no."""
     channels_last: bool = False
     """Keep images and convolution weights in channels_last layout: faster convolutions on CPU and GPU."""
     checkpoint_epochs: int = 1
@@ -266,7 +268,7 @@ class EvalConfig:
     """Mean of each channel, on the scale 0..1; None takes the model folder's, else the data set's."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""
@@ -298,7 +300,7 @@ class CompareConfig:
     """Images in the batches that are timed."""
     repeats: int = 30
     """Turns that each network gets."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""

@@ -43,10 +43,11 @@ from resless import checkpoint, report, weights
 from resless.config import RunConfig, as_dict, flatten
 from resless.data.pipeline import Shards
 from resless.environment import environment
-from resless.errors import InputError, check, unknown_name
+from resless.errors import InputError, unknown_name
 from resless.evaluate import average_buffers
 from resless.files import write_text
 from resless.memory import keep_freed_memory
+from resless.precision import computes_in_bf16, resolve
 from resless.progress import ProgressReport
 
 LOSS_CHECK_STEPS = 20  # reading a loss waits for the device, so several are read at once
@@ -288,7 +289,7 @@ class Run:
             **environment(),
             "seed": self.settings.seed,
             "processes": self.accelerator.num_processes,
-            "mixed_precision": self.settings.mixed_precision,
+            "mixed_precision": self.accelerator.mixed_precision,
             "arguments": sys.argv,
             "resumed_from": str(source) if source else None,
         }
@@ -305,7 +306,9 @@ class Run:
         if self.settings.trackers:
             settings = {name: str(value) for name, value in flatten(as_dict(self.config)).items()}
             self.accelerator.init_trackers(self.command, config=settings)
-        self.say(f"run folder {self.folder}, {self.accelerator.num_processes} process(es), {self.accelerator.device}")
+        used = self.accelerator
+        precision = "float32" if used.mixed_precision == "no" else used.mixed_precision
+        self.say(f"run folder {self.folder}, {used.num_processes} process(es), {used.device}, {precision}")
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -514,7 +517,7 @@ def accelerator(
     """An Accelerator of this precision, whichever one an earlier run in this process had.
 
     Args:
-        mixed_precision: no, bf16 or fp16.
+        mixed_precision: no, bf16, fp16 or auto.
         trackers: experiment trackers to log with, which write to `folder`.
         unused_parameters: look, every step, for parameters that got no gradient, which has its price.
 
@@ -522,10 +525,11 @@ def accelerator(
         InputError: fp16 on a CPU, which Accelerate would pass over in silence.
     """
     AcceleratorState._reset_state()  # Accelerate keeps the first precision for good, and refuses any other
+    precision = resolve(mixed_precision)
     made = Accelerator(
         # Without a GPU, Accelerate starts its process group only when told that the CPU is meant.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=mixed_precision,
+        mixed_precision=precision,
         # Buffers are averaged where it matters, see `average_buffers`.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
@@ -535,8 +539,8 @@ def accelerator(
     )
     if made.device.type == "cpu":
         keep_freed_memory()
-    usable = mixed_precision != "fp16" or made.device.type != "cpu"
-    check(usable, "--mixed-precision", mixed_precision, "bf16 or no on a CPU")
+    if precision == "bf16" and not computes_in_bf16() and made.is_main_process:
+        print("warning: bf16 is emulated here, and slow: leave it to --mixed-precision auto, or no", flush=True)
     return made
 
 

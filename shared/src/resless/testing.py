@@ -5,6 +5,7 @@ Nothing here is needed to use a package, so that pytest is no dependency: whoeve
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -129,6 +130,9 @@ def forked(task: Callable[[], object], processes: int = 1) -> list[Ended]:
     with TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(rank) for rank in range(processes)]
         children: list[int] = []
+        # Garbage of this process stays untouched in the forks: its finalizers would run there a second time, and at any
+        # moment, in Python 3.11 even inside of a parser, which then fails ("AST constructor recursion depth mismatch").
+        gc.freeze()
         for rank, output in enumerate(outputs):
             group = children[0] if children else 0
             child = os.fork()
@@ -137,6 +141,7 @@ def forked(task: Callable[[], object], processes: int = 1) -> list[Ended]:
                 _child(task, output, rank, processes, port)
             os.setpgid(child, group or child)  # here too: whichever comes first
             children.append(child)
+        gc.unfreeze()
         codes = _wait(children)
         return [Ended(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 

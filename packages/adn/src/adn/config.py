@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
 from resless.errors import InputError, check
 
 COSINE = ("cosine", "cosineannealinglr")
@@ -166,7 +166,7 @@ class EvalConfig:
     """Batch sizes at which configurations are timed."""
     repeats: int = 0
     """Interleaved timings of each configuration, extracted; 0 leaves them out."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""

@@ -17,7 +17,7 @@ from resless.config import DataConfig
 from adn.config import Optim, Run, TrainConfig
 
 _IMAGENET = DataConfig(dataset="imagenet", stream=True, workers=8)
-_FAST = Run(mixed_precision="bf16", channels_last=True, checkpoint_steps=1000)
+_FAST = Run(mixed_precision="auto", channels_last=True, checkpoint_steps=1000)
 
 _RESNET50 = TrainConfig(
     model="resnet50",
@@ -44,7 +44,7 @@ _TRANSFORMER = Optim(
 _CIFAR = TrainConfig(
     data=DataConfig(dataset="cifar10", pad=4, flip=True),
     optim=Optim(lr=0.1, weight_decay=1e-4, batch_size=128, epochs=164, milestones=(81, 122)),
-    run=Run(mixed_precision="bf16", channels_last=True),
+    run=Run(mixed_precision="auto", channels_last=True),
 )
 
 TRAIN: dict[str, TrainConfig] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
 from resless.errors import check
 
 POLICY_NETWORKS = ("resnet8", "resnet10")
@@ -179,7 +179,7 @@ class EvalConfig(BackboneConfig):
     """Policy to specialise to, as K digits 0 or 1, first block first; None takes the most frequent one."""
     overwrite: bool = False
     """Replace the folder that --specialise names, if it exists."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""

@@ -28,7 +28,7 @@ def _data(model: str) -> DataConfig:
 
 def _run(name: str, checkpoint_epochs: int = 1) -> Run:
     """Folders by name, so that the two stages find each other; in the precision and layout that are fastest."""
-    return Run(run_dir=f"runs/{name}", mixed_precision="bf16", channels_last=True, checkpoint_epochs=checkpoint_epochs)
+    return Run(run_dir=f"runs/{name}", mixed_precision="auto", channels_last=True, checkpoint_epochs=checkpoint_epochs)
 
 
 def _train(model: str) -> TrainConfig:

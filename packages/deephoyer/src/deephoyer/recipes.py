@@ -18,7 +18,7 @@ Convolution networks start from a dense one, which `--pretrained` names:
 |---|---|---|---|
 | cifar10 | ResNet-20, CIFAR-10 | the paper's: 164 epochs, 0.1, x0.1 after 81 and 122 | fixed threshold |
 | imagenet | ResNet-50, ImageNet | the paper's: 90 epochs, 0.1 (then 0.01), x0.1 every 30 | threshold 1e-4 |
-| resnet20_short | ResNet-20, CIFAR-10 | 8 and 6 epochs along a cosine, bf16 | to half of the MACs |
+| resnet20_short | ResNet-20, CIFAR-10 | 8 and 6 epochs along a cosine | to half of the MACs |
 | smoke_resnet | ResNet-8, digits | 8 and 4 epochs, seconds | to 300,000 MACs |
 
 Their strengths were not published either, and have not been searched for: sweep them (`--sweep`).
@@ -53,7 +53,7 @@ def _run(name: str) -> RunConfig:
 
 def _fast_run(name: str) -> RunConfig:
     """The same in the precision and layout in which convolutions run twice as fast, on processors with bf16 units."""
-    return replace(_run(name), mixed_precision="bf16", channels_last=True)
+    return replace(_run(name), mixed_precision="auto", channels_last=True)
 
 
 def _trained(name: str) -> tuple[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
 from resless.errors import InputError, check
 
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
@@ -174,7 +174,7 @@ class EvalConfig:
     """Images to evaluate on."""
     batch_size: int = 500
     """Images in one step, over all processes."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""

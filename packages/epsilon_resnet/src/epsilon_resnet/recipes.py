@@ -20,7 +20,7 @@ from resless.config import DataConfig
 
 from epsilon_resnet.config import Optim, Run, TrainConfig
 
-_FAST = Run(mixed_precision="bf16", channels_last=True)
+_FAST = Run(mixed_precision="auto", channels_last=True)
 
 _CIFAR10 = TrainConfig(
     n=18,
