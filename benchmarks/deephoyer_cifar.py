@@ -30,7 +30,7 @@ from torch import nn
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 """MACs that are left, as shares of the dense network's."""
-PUSH = {"group_hoyer_square": (0.1, 0.2, 0.3, 0.5), "group_lasso": (2e-3, 4e-3, 6e-3, 1e-2)}
+PUSH = {"group_hoyer_square": (0.04, 0.06, 0.08, 0.1), "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2)}
 """Strength times epochs, for each budget: what a regulariser moves grows with both, so fewer epochs need more of it."""
 NAMES = (*PUSH, "thinner")
 THINNER_LR = 0.1

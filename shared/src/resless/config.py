@@ -177,8 +177,8 @@ class RunConfig:
     overwrite: bool = False
     """Delete the run folder if it exists, and start anew."""
     mixed_precision: Precision = "no"
-    """Precision of forward passes (autocast); auto is bf16 where the processor or GPU has units for it, which halves the
-    time of a step, else no."""
+    """Precision of forward passes (autocast); auto is bf16 where the processor or GPU has units for it, which
+    halves the time of a step, else no."""
     channels_last: bool = False
     """Keep images and convolution weights in channels_last layout: faster convolutions on CPU and GPU."""
     checkpoint_epochs: int = 1

@@ -1,0 +1,166 @@
+"""Every training command killed at random moments, on a disk that fills up, in a folder that is taken or read-only.
+
+The commands run on few images and save after every step, so that most moments are close to a write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import adn.cli
+import blockdrop.cli
+import deephoyer.cli
+import epsilon_resnet.cli
+import pytest
+import resless.cli
+import torch
+from resless import checkpoint, models, weights
+from resless.testing import Ended, assert_same_run, entered, few_images, forked, refused, succeeded, undrawn
+
+KILLS = 4  # of each of the seven commands
+Entry = Callable[[], None]
+COMMANDS: dict[str, tuple[Entry, list[str]]] = {
+    "resless-train": (resless.cli.train, ["--recipe", "smoke_resnet"]),
+    "deephoyer-train": (deephoyer.cli.train, ["--recipe", "smoke_resnet"]),
+    "deephoyer-prune": (deephoyer.cli.prune, ["--recipe", "smoke_resnet", "--model", "backbone"]),
+    "blockdrop-train": (blockdrop.cli.train, ["--recipe", "smoke", "--backbone", "backbone"]),
+    "blockdrop-finetune": (blockdrop.cli.finetune, ["--recipe", "smoke", "--pretrained", "policy/model"]),
+    "epsilon-resnet-train": (epsilon_resnet.cli.train, ["--recipe", "smoke"]),
+    "adn-train": (adn.cli.train, ["--recipe", "smoke"]),
+}
+SHORT = ["--epochs", "2", "--batch-size", "16", "--checkpoint-steps", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Three steps an epoch, and no pictures."""
+    with few_images(train=48, test=32), undrawn():
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the networks that some commands start from."""
+    cwd = tmp_path_factory.mktemp("start")
+    preprocessing = {"mean": [0.3], "std": [0.4]}
+    backbone = models.create("resnet20", in_channels=1)
+    weights.save_pretrained(backbone, cwd / "backbone", preprocessing=preprocessing, example=torch.zeros(1, 1, 8, 8))
+    entry, options = COMMANDS["blockdrop-train"]
+    succeeded(entry, *options, "--epochs", "0", "--batch-size", "16", "--run-dir", "policy", cwd=cwd)
+    return cwd
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def command(request: pytest.FixtureRequest, start: Path) -> tuple[Entry, list[str]]:
+    """A command's entry point and options, but for its run folder."""
+    entry, options = COMMANDS[request.param]
+    return entry, [str(start / word) if (start / word).exists() else word for word in [*options, *SHORT]]
+
+
+@pytest.fixture(scope="module")
+def whole(command: tuple[Entry, list[str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The run folder of the command when nothing happens to it, and the seconds that it took."""
+    entry, options = command
+    cwd, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    succeeded(entry, *options, "--run-dir", "run", cwd=cwd)
+    return cwd / "run", time.monotonic() - began
+
+
+def damaged(folder: Path) -> dict[str, str]:
+    """What is wrong with the checkpoints that a run folder shows, by name."""
+    faults = {path.name: checkpoint.damage(path) for path in folder.glob("checkpoints/epoch_*")}
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
+def killed_after(seconds: float, entry: Entry, *args: str, cwd: Path) -> Ended:
+    """A command that the kernel ends at a moment, wherever it is, without a line of Python running any more."""
+
+    def task() -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        os.chdir(cwd)
+        sys.argv = ["script", *args]
+        entry()
+
+    return forked(task)[0]
+
+
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
+    command: tuple[Entry, list[str]], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    entry, options = command
+    moments = random.Random(0)
+    args = [*options, "--run-dir", "run", "--resume", "auto"]
+    for _ in range(KILLS):
+        ended = killed_after(moments.uniform(0, whole[1]), entry, *args, cwd=tmp_path)
+        assert ended.code in (-signal.SIGALRM, 0), ended.printed
+        assert damaged(tmp_path / "run") == {}
+    succeeded(entry, *args, cwd=tmp_path)
+    assert_same_run(whole[0], tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").read_text() == (whole[0] / "result.json").read_text()
+
+
+def mounted(folder: Path, options: str) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+
+
+def size(folder: Path) -> int:
+    """Bytes in the files of a folder, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+
+
+def test_on_a_full_disk_nothing_finished_is_lost(
+    command: tuple[Entry, list[str]], whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    entry, options = command
+    newest = max((whole[0] / "checkpoints").glob("epoch_*"))
+    mounted(tmp_path, f"size={5 * size(newest) // 2 + 64 * 1024}")  # room for two checkpoints and a half
+    args = [*options, "--run-dir", "run", "--keep-checkpoints", "9"]
+    try:
+        sentence = refused_when_full(entry, *args, cwd=tmp_path)
+        assert len(list((tmp_path / "run" / "checkpoints").glob("epoch_*"))) > 0
+        assert damaged(tmp_path / "run") == {}
+        subprocess.run(["mount", "-o", "remount,size=512m", str(tmp_path)], check=True)
+        assert "resumed from run/checkpoints/epoch_" in succeeded(entry, *args, "--resume", "auto", cwd=tmp_path)
+        assert_same_run(whole[0], tmp_path / "run")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert "to run (No space left on device)" in sentence
+    assert "the checkpoints that are there are unharmed, make room and go on with --resume auto" in sentence
+
+
+def refused_when_full(entry: Entry, *args: str, cwd: Path) -> str:
+    """The last line of a command that finds no more room in the middle: exit code 2, no traceback."""
+    ended = entered(entry, *args, cwd=cwd)[0]
+    assert ended.code == 2, ended.printed
+    assert "Traceback" not in ended.printed
+    return ended.printed.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(command: tuple[Entry, list[str]], tmp_path: Path) -> None:
+    entry, options = command
+    mounted(tmp_path, "ro,size=1m")
+    try:
+        sentence = refused(entry, *options, "--run-dir", "run", cwd=tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert sentence == "error: cannot write to run folder run: Read-only file system"
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(command: tuple[Entry, list[str]], tmp_path: Path) -> None:
+    entry, options = command
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sentence = refused(entry, *options, "--run-dir", "run", cwd=tmp_path)
+    assert sentence == "error: run folder run is in use by another run: wait, or choose --run-dir"
