@@ -10,10 +10,9 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import adn.cli
 import blockdrop.cli
@@ -23,7 +22,8 @@ import pytest
 import resless.cli
 import torch
 from resless import checkpoint, models, weights
-from resless.testing import Ended, assert_same_run, entered, few_images, forked, refused, succeeded, undrawn
+from resless.run import Run
+from resless.testing import Ended, assert_same_run, entered, few_images, succeeded, undrawn
 
 KILLS = 4  # of each of the seven commands
 Entry = Callable[[], None]
@@ -66,12 +66,17 @@ def command(request: pytest.FixtureRequest, start: Path) -> tuple[Entry, list[st
 
 
 @pytest.fixture(scope="module")
-def whole(command: tuple[Entry, list[str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run folder of the command when nothing happens to it, and the seconds that it took."""
+def whole(command: tuple[Entry, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the command when nothing happens to it."""
     entry, options = command
-    cwd, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    cwd = tmp_path_factory.mktemp("whole")
     succeeded(entry, *options, "--run-dir", "run", cwd=cwd)
-    return cwd / "run", time.monotonic() - began
+    return cwd / "run"
+
+
+def seconds(folder: Path) -> float:
+    """What a finished run took, from its first file to its last."""
+    return (folder / "result.json").stat().st_mtime - (folder / "env.json").stat().st_mtime
 
 
 def damaged(folder: Path) -> dict[str, str]:
@@ -80,32 +85,43 @@ def damaged(folder: Path) -> dict[str, str]:
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def killed_after(seconds: float, entry: Entry, *args: str, cwd: Path) -> Ended:
-    """A command that the kernel ends at a moment, wherever it is, without a line of Python running any more."""
+def killed_after(moment: float, entry: Entry, *args: str, cwd: Path) -> Ended:
+    """A command that the kernel ends so many seconds into its run, wherever it is: no line of Python runs any more."""
+    prepare = Run.prepare
 
-    def task() -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        os.chdir(cwd)
-        sys.argv = ["script", *args]
-        entry()
+    def timed(self: Run, *networks: Any, **state: Any) -> Any:
+        signal.setitimer(signal.ITIMER_REAL, moment)
+        return prepare(self, *networks, **state)
 
-    return forked(task)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "prepare", timed)
+        return entered(entry, *args, cwd=cwd)[0]
+
+
+def stopped(entry: Entry, *args: str, cwd: Path) -> str:
+    """The last line of a command that cannot go on: exit code 2, no traceback."""
+    ended = entered(entry, *args, cwd=cwd)[0]
+    assert ended.code == 2, ended.printed
+    assert "Traceback" not in ended.printed
+    return ended.printed.splitlines()[-1]
 
 
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
-    command: tuple[Entry, list[str]], whole: tuple[Path, float], tmp_path: Path
+    command: tuple[Entry, list[str]], whole: Path, tmp_path: Path
 ) -> None:
     entry, options = command
     moments = random.Random(0)
     args = [*options, "--run-dir", "run", "--resume", "auto"]
+    codes = []
     for _ in range(KILLS):
-        ended = killed_after(moments.uniform(0, whole[1]), entry, *args, cwd=tmp_path)
+        ended = killed_after(moments.uniform(0.01, seconds(whole) / 2), entry, *args, cwd=tmp_path)
         assert ended.code in (-signal.SIGALRM, 0), ended.printed
         assert damaged(tmp_path / "run") == {}
+        codes.append(ended.code)
+    assert -signal.SIGALRM in codes
     succeeded(entry, *args, cwd=tmp_path)
-    assert_same_run(whole[0], tmp_path / "run")
-    assert (tmp_path / "run" / "result.json").read_text() == (whole[0] / "result.json").read_text()
+    assert_same_run(whole, tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").read_text() == (whole / "result.json").read_text()
 
 
 def mounted(folder: Path, options: str) -> None:
@@ -119,39 +135,29 @@ def size(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
-def test_on_a_full_disk_nothing_finished_is_lost(
-    command: tuple[Entry, list[str]], whole: tuple[Path, float], tmp_path: Path
-) -> None:
+def test_on_a_full_disk_nothing_finished_is_lost(command: tuple[Entry, list[str]], whole: Path, tmp_path: Path) -> None:
     entry, options = command
-    newest = max((whole[0] / "checkpoints").glob("epoch_*"))
+    newest = max((whole / "checkpoints").glob("epoch_*"))
     mounted(tmp_path, f"size={5 * size(newest) // 2 + 64 * 1024}")  # room for two checkpoints and a half
     args = [*options, "--run-dir", "run", "--keep-checkpoints", "9"]
     try:
-        sentence = refused_when_full(entry, *args, cwd=tmp_path)
+        sentence = stopped(entry, *args, cwd=tmp_path)
         assert len(list((tmp_path / "run" / "checkpoints").glob("epoch_*"))) > 0
         assert damaged(tmp_path / "run") == {}
         subprocess.run(["mount", "-o", "remount,size=512m", str(tmp_path)], check=True)
         assert "resumed from run/checkpoints/epoch_" in succeeded(entry, *args, "--resume", "auto", cwd=tmp_path)
-        assert_same_run(whole[0], tmp_path / "run")
+        assert_same_run(whole, tmp_path / "run")
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert "to run (No space left on device)" in sentence
     assert "the checkpoints that are there are unharmed, make room and go on with --resume auto" in sentence
 
 
-def refused_when_full(entry: Entry, *args: str, cwd: Path) -> str:
-    """The last line of a command that finds no more room in the middle: exit code 2, no traceback."""
-    ended = entered(entry, *args, cwd=cwd)[0]
-    assert ended.code == 2, ended.printed
-    assert "Traceback" not in ended.printed
-    return ended.printed.splitlines()[-1]
-
-
 def test_a_folder_that_cannot_be_written_is_refused(command: tuple[Entry, list[str]], tmp_path: Path) -> None:
     entry, options = command
     mounted(tmp_path, "ro,size=1m")
     try:
-        sentence = refused(entry, *options, "--run-dir", "run", cwd=tmp_path)
+        sentence = stopped(entry, *options, "--run-dir", "run", cwd=tmp_path)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert sentence == "error: cannot write to run folder run: Read-only file system"
@@ -162,5 +168,6 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(command: tuple[Entr
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sentence = refused(entry, *options, "--run-dir", "run", cwd=tmp_path)
+        sentence = stopped(entry, *options, "--run-dir", "run", cwd=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
     assert sentence == "error: run folder run is in use by another run: wait, or choose --run-dir"

@@ -142,6 +142,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(
         good = checkpoint.newest_good(root, found.append)
         assert good is not None
         assert read(good) == {"epoch_0001": 1.0, "epoch_0002": 2.0}[good.name]
+        assert [checkpoint.damage(folder) for folder in checkpoint.find(root)] in ([None], [None, None])
         found.append(good.name)
         # The next writer clears up and goes on.
         save(root, "epoch_0003", value=3.0, keep=1)

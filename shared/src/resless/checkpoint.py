@@ -66,7 +66,7 @@ def save(
     target, temporary = root / name, root / f".writing-{name}"
     try:
         if rank == 0:
-            for leftover in root.glob(".writing-*"):  # of killed writers; first of all, since it makes room
+            for leftover in (*root.glob(".writing-*"), *root.glob(".removing-*")):  # of killed writers; it makes room
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             temporary.mkdir(parents=True)
         barrier()
@@ -79,7 +79,8 @@ def save(
             manifest = {"format": FORMAT, "world_size": world_size, "config": config, "sha256": files}
             manifest["own_sha256"] = _own_sha256(manifest)
             write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                _remove(target)
             temporary.rename(target)
             write_text(root / LAST, name)
             _retain(root, target, keep)
@@ -186,7 +187,15 @@ def _retain(root: Path, newest: Path, keep: int) -> None:
     folders = find(root)
     position = folders.index(newest)
     for folder in folders[:position] + folders[position + keep :]:
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint, of which a kill in the middle leaves nothing that looks like one."""
+    hidden = folder.with_name(f".removing-{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
