@@ -15,7 +15,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,16 @@ class Options:
     """Part of the dense network's MACs that DeepHoyer keeps."""
     epochs: int | None = None
     """Epochs of every training; None takes those of the recipes for digits."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized; None keeps their own size."""
+    seed: int = 0
+    """Seed of every training."""
     pad: int = 1
     """Pixels by which training images are moved at most."""
     flip: bool = False
     """Flip training images at random."""
     mixed_precision: str = "no"
-    """no, or bf16."""
+    """no, bf16, or auto: bf16 where the processor has units for it."""
     channels_last: bool = False
     """Layout of images and weights."""
     runs: str = "runs/demo"
@@ -80,14 +84,23 @@ class Step:
 def main(options: Options) -> None:
     """Take all steps that are left, then measure."""
     claim(options)
-    for step in steps(options):
+    take(steps(options))
+    measure(networks(options), options)
+
+
+def take(wanted: Iterable[Step]) -> None:
+    """Run the commands of all steps that are not done."""
+    for step in wanted:
         if not step.done.exists():
             call(step.command)
-    data = ["--dataset", options.dataset, *(["--data-dir", options.data_dir] if options.data_dir else [])]
+
+
+def measure(folders: Mapping[str, Path], options: Options) -> None:
+    """Compare model folders, and write `comparison.json` and `comparison.png` beside them."""
     written = ["--output", str(options.root / "comparison.json"), "--picture", str(options.root / "comparison.png")]
     precision = ["--mixed-precision", options.mixed_precision, *(["--channels-last"] if options.channels_last else [])]
-    named = [f"{name}={folder}" for name, folder in networks(options).items()]
-    call(("resless-compare", *named, *data, *precision, "--repeats", str(options.repeats), *written))
+    named = [f"{name}={folder}" for name, folder in folders.items()]
+    call(("resless-compare", *named, *images(options), *precision, "--repeats", str(options.repeats), *written))
 
 
 def claim(options: Options) -> None:
@@ -124,50 +137,74 @@ def networks(options: Options) -> dict[str, Path]:
 
 def steps(options: Options) -> Iterator[Step]:
     """Everything that makes the networks, in order."""
-    root, trained = options.root, training(options)
+    yield run(options, "dense", "resless-train", "--recipe", "smoke_resnet", "--model", options.model)
+    yield from deephoyer("dense/model", "small", options)
+    yield from blockdrop("dense/model", "blockdrop", options)
+    yield from epsilon(options)
+    yield from adn(options)
 
-    def run(folder: str, *command: str) -> Step:
-        return Step(
-            (*command, "--run-dir", str(root / folder), "--resume", "auto", *trained), root / folder / "result.json"
-        )
 
-    def make(folder: str, *command: str) -> Step:
-        return Step(command, root / folder / weights.CONFIG_NAME)
+def deephoyer(start: str, folder: str, options: Options) -> Iterator[Step]:
+    """Make the network of a model folder smaller, by the share that is asked for."""
+    root, macs = options.root, weights.read_config(options.root / start)["costs"]["macs_per_image"]
+    recipe = ("--recipe", "smoke_resnet")
+    given = ("--model", options.model, "--pretrained", str(root / start))
+    yield run(options, f"{folder}-sparse", "deephoyer-train", *recipe, *given)
+    cut = ("--model", str(root / f"{folder}-sparse" / "model"), "--target-macs", str(round(options.share * macs)))
+    yield run(options, f"{folder}-pruned", "deephoyer-prune", *recipe, *cut)
+    pruned = ("--model", str(root / f"{folder}-pruned" / "model"))
+    yield make(options, folder, "deephoyer-compact", *pruned, "--output", str(root / folder), "--repeats", "0")
 
-    dense, model = str(root / "dense" / "model"), options.model
-    yield run("dense", "resless-train", "--recipe", "smoke_resnet", "--model", model)
 
-    yield run("sparse", "deephoyer-train", "--recipe", "smoke_resnet", "--model", model, "--pretrained", dense)
-    pruned = ("--recipe", "smoke_resnet", "--model", str(root / "sparse" / "model"))
-    yield run("pruned", "deephoyer-prune", *pruned, "--target-macs", str(target_macs(options)))
-    small = ("--model", str(root / "pruned" / "model"), "--output", str(root / "small"), "--repeats", "0")
-    yield make("small", "deephoyer-compact", *small)
+def blockdrop(start: str, folder: str, options: Options) -> Iterator[Step]:
+    """Teach a policy which blocks of the network of a model folder each image needs."""
+    recipe, backbone = ("--recipe", "smoke"), ("--model", options.model, "--backbone", str(options.root / start))
+    yield run(options, f"{folder}-policy", "blockdrop-train", *recipe, *backbone)
+    policy = ("--pretrained", str(options.root / f"{folder}-policy" / "model"))
+    yield run(options, folder, "blockdrop-finetune", *recipe, *policy)
 
-    yield run("policy", "blockdrop-train", "--recipe", "smoke", "--model", model, "--backbone", dense)
-    yield run("blockdrop", "blockdrop-finetune", "--recipe", "smoke", "--pretrained", str(root / "policy" / "model"))
 
-    yield run("epsilon", "epsilon-resnet-train", "--recipe", "smoke", "--n", str(options.blocks))
-    yield make("epsilon/compressed", "epsilon-resnet-compress", "--model", str(root / "epsilon"), "--repeats", "0")
+def epsilon(options: Options) -> Iterator[Step]:
+    """Train a network that discards blocks, and leave them out."""
+    yield run(options, "epsilon", "epsilon-resnet-train", "--recipe", "smoke", "--n", str(options.blocks))
+    trained = ("--model", str(options.root / "epsilon"), "--repeats", "0")
+    yield make(options, "epsilon/compressed", "epsilon-resnet-compress", *trained)
 
-    yield run("adn", "adn-train", "--recipe", "smoke", "--model", model)
+
+def adn(options: Options) -> Iterator[Step]:
+    """Train a network of every depth, and write its deepest and its shallowest."""
+    yield run(options, "adn", "adn-train", "--recipe", "smoke", "--model", options.model)
     for name, skipped in (("super", "False"), ("base", "True")):
-        skip = ("--skip-cfg", skipped, skipped, skipped, "--output", str(root / f"adn-{name}"), "--repeats", "0")
-        yield make(f"adn-{name}", "adn-extract", "--model", str(root / "adn" / "model"), *skip)
+        folder, skip = f"adn-{name}", ("--skip-cfg", skipped, skipped, skipped, "--repeats", "0")
+        adaptive = ("--model", str(options.root / "adn" / "model"), "--output", str(options.root / folder))
+        yield make(options, folder, "adn-extract", *adaptive, *skip)
+
+
+def run(options: Options, folder: str, *command: str) -> Step:
+    """A training."""
+    place = ("--run-dir", str(options.root / folder), "--resume", "auto")
+    return Step((*command, *place, *training(options)), options.root / folder / "result.json")
+
+
+def make(options: Options, folder: str, *command: str) -> Step:
+    """A command that writes a model folder."""
+    return Step(command, options.root / folder / weights.CONFIG_NAME)
+
+
+def images(options: Options) -> list[str]:
+    """Arguments that name the images."""
+    given = ["--dataset", options.dataset]
+    given += ["--data-dir", options.data_dir] if options.data_dir else []
+    return given + (["--image-size", str(options.image_size)] if options.image_size else [])
 
 
 def training(options: Options) -> list[str]:
     """Arguments of every training."""
-    given = ["--dataset", options.dataset, "--pad", str(options.pad), "--flip" if options.flip else "--no-flip"]
-    given += ["--data-dir", options.data_dir] if options.data_dir else []
+    given = [*images(options), "--pad", str(options.pad), "--flip" if options.flip else "--no-flip"]
+    given += ["--seed", str(options.seed)]
     given += ["--epochs", str(options.epochs)] if options.epochs else []
     given += ["--mixed-precision", options.mixed_precision]
     return [*given, "--channels-last" if options.channels_last else "--no-channels-last"]
-
-
-def target_macs(options: Options) -> int:
-    """Multiply-adds that DeepHoyer may keep."""
-    dense = weights.read_config(options.root / "dense" / "model")
-    return round(options.share * dense["costs"]["macs_per_image"])
 
 
 def call(command: tuple[str, ...]) -> None:
