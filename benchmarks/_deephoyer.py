@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from _form import times
+from _results import FOLDER
 from resless import report
+
+PICTURED_BATCH = 256
+LABELS = {"group_hoyer_square": "Group-HS", "group_lasso": "group lasso", "thinner": "thinner, trained as long"}
 
 
 def deephoyer_speed(file: Mapping[str, Any]) -> str:
@@ -33,3 +37,56 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
 def faster(found: Mapping[str, Any]) -> str:
     """A speed-up with quartiles, and how much it is of what the MACs promise."""
     return f"{times(found['speedup'])}, {100 * found['share_of_ideal']:.0f} %"
+
+
+def deephoyer_cifar(file: Mapping[str, Any]) -> str:
+    """One row a network: what is left, what it can, how fast it is; the dense one first."""
+    timings = {(t["network"], t["precision"], t["batch_size"]): t for t in file["latency"]}
+    timed = list(dict.fromkeys((precision, batch) for _, precision, batch in timings))
+    dense = next(iter(timings.values()))
+    start = [f"{timings[('dense', *how)]['median_ms']:.1f} ms" for how in timed]
+    rows = [["dense", "", f"{dense['macs'] / 1e6:.1f} M", f"{100 * file['dense']['top1']:.2f} %", *start]]
+    for run in file["networks"]:
+        cells = [faster(timings[(network_of(run), *how)]) for how in timed]
+        strength = f"{run['strength']:g}" if "strength" in run else ""
+        left = f"{100 * run['macs'] / dense['macs']:.1f} %"
+        rows.append([LABELS[run["name"]], strength, left, f"{100 * accuracy(run):.2f} %", *cells])
+    columns = [f"{precision}, batch {batch}" for precision, batch in timed]
+    return report.markdown(["ResNet-20", "strength", "MACs", "test accuracy", *columns], rows)
+
+
+def draw_deephoyer_cifar(file: Mapping[str, Any]) -> None:
+    """Accuracy against MACs and against measured latency at batch 1 and 256, a line a way to get there."""
+    drawing = report.canvas(11, 3.8)
+    precision = file["latency"][-1]["precision"]
+    panels: dict[str, dict[str, float]] = {
+        "MACs an image, millions": {t["network"]: t["macs"] / 1e6 for t in file["latency"]}
+    }
+    for batch in (1, PICTURED_BATCH):
+        panels[f"latency, {precision}, batch {batch}, ms"] = {
+            t["network"]: t["median_ms"]
+            for t in file["latency"]
+            if (t["precision"], t["batch_size"]) == (precision, batch)
+        }
+    for axes, (label, costs) in zip(drawing.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        report.style(axes)
+        for number, name in enumerate(dict.fromkeys(run["name"] for run in file["networks"])):
+            mine = [run for run in file["networks"] if run["name"] == name]
+            line = sorted((costs[network_of(run)], 100 * accuracy(run)) for run in mine)
+            axes.plot(*zip(*line, strict=True), "o-", color=report.COLOURS[number], label=LABELS[name])
+        axes.plot(costs["dense"], 100 * file["dense"]["top1"], "k*", markersize=10, label="dense")
+        axes.set(xlabel=label)
+    drawing.axes[0].set(ylabel="test accuracy, %")
+    axes.legend(frameon=False, fontsize=8)
+    report.save(drawing, FOLDER / "deephoyer-cifar.png")
+
+
+def network_of(run: Mapping[str, Any]) -> str:
+    """The name under which a network was timed."""
+    return f"{run['name']} {run['budget']:g}"
+
+
+def accuracy(run: Mapping[str, Any]) -> float:
+    """On the test images, at the end."""
+    found: float = run["tuning"]["result"]["test_top1_tuned"] if "tuning" in run else run["training"]["result"]["top1"]
+    return found

@@ -8,7 +8,11 @@ PAGE = FOLDER.parent.parent / "docs" / "gallery.md"
 
 # Method -> picture -> what it shows.
 PICTURES = {
+    "All methods": {
+        "methods-cifar": "CIFAR-10: points lost against multiply-adds left, each beside its own dense network.",
+    },
     "DeepHoyer": {
+        "deephoyer-cifar": "ResNet-20 on CIFAR-10: accuracy against multiply-adds and latency, beside thinner ones.",
         "deephoyer-mnist-element": "LeNets on MNIST, single weights cut: accuracy against weights left, three seeds.",
         "deephoyer-mnist-structural": "LeNets on MNIST, whole groups cut: test accuracy against multiply-adds left.",
         "deephoyer-sweep": "LeNet-300-100 on MNIST: held-out error against multiply-adds, four strengths.",

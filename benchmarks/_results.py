@@ -1,4 +1,4 @@
-"""Where results are written: `benchmarks/results/NAME_DEVICE_torchVERSION.json`, with the environment inside."""
+"""Where results are written: `benchmarks/results/NAME_DEVICE-INSTRUCTIONS_torchVERSION.json`, with the environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent / "results"
 
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write one result file, named by device and torch version, and say where."""
-    device = re.sub(r"[^a-z0-9]+", "-", device_name("cpu").lower()).strip("-")
+    # Clouds give processors names without a generation: what it can, and how fast, is in its instructions.
+    device = re.sub(r"[^a-z0-9]+", "-", f"{device_name('cpu')} {torch.backends.cpu.get_cpu_capability()}".lower())
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
     facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
     record = without_folders({**facts, "environment": environment(FOLDER, "cpu"), **content})

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
-from _deephoyer import deephoyer_speed
+from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
 from _gallery import write_gallery
+from _methods import draw_points, points, write_points
 from _results import FOLDER, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -46,6 +47,9 @@ def main() -> None:
         draw_deephoyer_sweep(sweep)
     if measured := read("deephoyer-speed"):
         tables["deephoyer-speed"] = deephoyer_speed(measured)
+    if cifar := read("deephoyer-cifar"):
+        tables["deephoyer-cifar"] = deephoyer_cifar(cifar)
+        draw_deephoyer_cifar(cifar)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
     if cifar := read("blockdrop-cifar"):
@@ -64,6 +68,9 @@ def main() -> None:
         draw_adn_cifar(cifar)
     if measured := read("adn-speed"):
         tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
+    if found := points():
+        write_points(found)
+        draw_points(found)
     for path in READMES:
         path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
     write_gallery()

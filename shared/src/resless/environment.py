@@ -28,6 +28,7 @@ def environment(source: Path | None = None, device: str = "cuda") -> dict[str, A
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
