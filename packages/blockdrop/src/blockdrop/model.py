@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from resless import models, weights
 from resless.errors import InputError, check, unknown_name
+from resless.models.pooling import average
 from resless.models.resnet import ResNet, resnet
 from resless.models.torchvision_resnet import ResNet as ImageNetResNet
 from resless.models.torchvision_resnet import of_layers
@@ -103,7 +103,7 @@ class PolicyNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.pool > 1:
-            images = F.avg_pool2d(images, self.pool, ceil_mode=True)
+            images = average(images, self.pool)
         features = self.features.head(execute.whole(list(self.features.blocks()), self.features.stem(images)))
         # In float32: bf16 has no number between 0.996 and 1.
         return torch.sigmoid(self.logit(features).float())

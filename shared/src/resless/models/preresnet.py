@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resless.models import options
+from resless.models import options, pooling
 from resless.models.resnet import (
     STAGE_WIDTHS,
     AvgPoolShortcut,
@@ -37,7 +37,7 @@ class CentredAvgPoolShortcut(AvgPoolShortcut):
         self.after -= self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        x = pooling.average(x, self.stride)
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resless.models import options
+from resless.models import options, pooling
 
 STAGE_WIDTHS = (16, 32, 64)
 
@@ -45,8 +45,8 @@ class AvgPoolShortcut(nn.Module):
         self.after = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        # ceil_mode: an odd side is halved to the same size as by the strided convolution beside this shortcut.
-        x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+        # An odd side is halved to the same size as by the strided convolution beside this shortcut.
+        x = pooling.average(x, self.stride)
         return F.pad(x, (0, 0, 0, 0, 0, self.after))
 
 
