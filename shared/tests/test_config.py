@@ -16,6 +16,7 @@ from resless.config import (
     as_dict,
     changed_fields,
     flatten,
+    source_options,
 )
 from resless.errors import InputError
 from resless.recipes import TRAIN
@@ -172,3 +173,11 @@ def test_recipes_are_the_published_settings(name, batch_size, epochs, milestones
 def test_recipes_hold_nothing_out():
     assert TRAIN["smoke"].data.dataset == "digits"
     assert all(recipe.data.holdout == 0 for recipe in TRAIN.values())
+
+
+def test_the_options_that_name_images_say_what_is_not_usual():
+    assert source_options(DataConfig()) == "--dataset digits"
+    data = DataConfig(dataset="cifar10", data_dir="my data", image_size=64, stream=True, workers=2, pad=4, holdout=0.1)
+    wanted = "--dataset cifar10 --data-dir 'my data' --image-size 64 --stream --workers 2"
+    assert source_options(data) == wanted
+    assert source_options(SourceConfig(label_column="a b")) == "--dataset digits --label-column 'a b'"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from resless import precision, run
 from resless.config import OptimConfig, RunConfig, TrainConfig
+from resless.errors import InputError
 from resless.precision import computes_in_bf16, resolve
 from resless.testing import done, forked
 from resless.train import train
@@ -28,6 +29,27 @@ def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 def test_auto_is_bf16_where_there_are_units_for_it(units: bool) -> None:
     assert resolve("auto") == ("bf16" if units else "no")
     assert [resolve(name) for name in ("no", "bf16")] == ["no", "bf16"]
+
+
+@pytest.mark.parametrize("available", [True, False])
+@pytest.mark.parametrize("cpu_wanted", ["1", "0", None])
+def test_a_build_for_gpus_is_no_gpu(available: bool, cpu_wanted: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if cpu_wanted is not None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", cpu_wanted)
+    on_gpu = available and cpu_wanted != "1"
+    assert computes_in_bf16() == on_gpu
+    assert resolve("auto") == ("bf16" if on_gpu else "no")
+    if on_gpu:
+        assert resolve("fp16") == "fp16"
+    else:
+        with pytest.raises(InputError, match="--mixed-precision is 'fp16', but must be auto, bf16 or no on a CPU"):
+            resolve("fp16")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the default device is not the processor")

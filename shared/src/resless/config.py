@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -339,6 +340,16 @@ def check_output(path: str | None, option: str = "--output") -> None:
     """Refuse a file for which there is no folder, before the work whose result it is to hold."""
     writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())
     check(writable, option, path, "a file in a folder that exists")
+
+
+def source_options(data: SourceConfig) -> str:
+    """The options of a command line that name the same images, quoted for a shell."""
+    words = ["--dataset", data.dataset]
+    for entry in dataclasses.fields(SourceConfig)[1:]:
+        value, option = getattr(data, entry.name), f"--{entry.name.replace('_', '-')}"
+        if value != entry.default:
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

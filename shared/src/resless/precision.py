@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from resless.errors import check
 
@@ -31,7 +32,8 @@ def resolve(precision: str) -> str:
 
 
 def computes_in_bf16() -> bool:
-    """Whether the device that runs use by default has units for bf16, instead of emulating it."""
+    """Whether the device that runs use by default has units for bf16, instead of emulating it; of devices that are
+    neither processors nor CUDA's that is not known, and taken for no."""
     device = _device()
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -43,4 +45,8 @@ def computes_in_bf16() -> bool:
 
 
 def _device() -> str:
-    return device.type if (device := torch.accelerator.current_accelerator()) else "cpu"
+    """Type of the device that an Accelerator takes."""
+    # A build of torch names its accelerator, whether the machine has one or not.
+    there = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = torch.accelerator.current_accelerator() if there else None
+    return "cpu" if device is None else device.type

@@ -539,7 +539,7 @@ def accelerator(
     )
     if made.device.type == "cpu":
         keep_freed_memory()
-    if precision == "bf16" and not computes_in_bf16() and made.is_main_process:
+    if made.is_main_process and precision == "bf16" and made.device.type in ("cpu", "cuda") and not computes_in_bf16():
         print("warning: bf16 is emulated here, and slow: leave it to --mixed-precision auto, or no", flush=True)
     return made
 

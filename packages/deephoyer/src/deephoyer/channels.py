@@ -103,6 +103,11 @@ class Coupling:
             masks[name] = mask.reshape(*mask.shape, *[1] * (weight.dim() - 2)).expand_as(weight).to(weight.device)
         return masks
 
+    def ties(self, names: Sequence[str]) -> method.Ties:
+        """What can only go together, of weights in this order."""
+        can_go = torch.ones(self.count, dtype=torch.bool).index_fill(0, self.fixed, value=False)
+        return method.Ties.of([self.rows[name] for name in names], [self.columns.get(name) for name in names], can_go)
+
     def _means(self, weights: Mapping[str, Tensor], limits: Mapping[str, float]) -> Tensor:
         """Of each channel the mean square of its norms, relative to the limits; infinite if it cannot go."""
         sums = torch.zeros(self.count, dtype=torch.double)

@@ -77,6 +77,9 @@ class TrainConfig:
     (filters and channels); or the authors' number."""
     strength: Annotated[float, tyro.conf.arg(aliases=["--decay"])] = 0.0
     """Factor of the regulariser in the loss."""
+    tied: bool = False
+    """Regularise a channel with all that writes and reads it, as `deephoyer-prune --rule tied` cuts it, instead of the
+    filters and input channels of each layer by themselves; of convolution networks."""
     sweep: tuple[float, ...] = ()
     """Strengths to train with, one run each, for `deephoyer-prune --sweep` to choose from on held-out images."""
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
@@ -87,7 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
         check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
-        regulariser_name(self.reg, self.structural, self.model)
+        structural = regulariser_name(self.reg, self.structural, self.model) in STRUCTURAL
+        check(not self.tied or structural, "--tied", self.tied, f"left out, or given with {', '.join(STRUCTURAL)}")
 
     @property
     def regulariser(self) -> str:

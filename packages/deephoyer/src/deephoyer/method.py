@@ -28,6 +28,7 @@ and so does a group of zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -209,6 +210,86 @@ def penalty(tensors: Sequence[Tensor], regulariser: str) -> Tensor:
         for tensor in tensors:
             _check_groups(tensor)
     return _OVER_TENSORS[regulariser](tensors)
+
+
+# --- over channels that are tied ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Which filters and input channels of the weights [O, I, ...] of a network can only go together.
+
+    A side of a weight is its filters, or its input channels.
+    """
+
+    rows: tuple[Tensor, ...]
+    """Of each weight, the channel that each filter writes, int [O]."""
+    columns: tuple[Tensor | None, ...]
+    """Of each weight, the channel that each of its input channels is, int [I]; None where several filters differ."""
+    members: Tensor
+    """Of each channel, in how many sides it is, [channels]; at least 1."""
+    free: Tensor
+    """Channels that can go, once for each side that has them, int [n]."""
+    side: Tensor
+    """Which side that is, int [n]."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor], columns: Sequence[Tensor | None], can_go: Tensor) -> Ties:
+        """`can_go` [channels] bool: not those of images and logits, for example."""
+        sides = [*rows, *(column for column in columns if column is not None)]
+        members = torch.bincount(torch.cat(sides), minlength=len(can_go)).clamp_min(1)
+        free = [side[can_go[side]] for side in sides]
+        sizes = torch.tensor([len(side) for side in free])
+        numbers = torch.arange(len(sides)).repeat_interleave(sizes)
+        return cls(tuple(rows), tuple(columns), members, torch.cat(free), numbers)
+
+    def to(self, device: torch.device) -> Ties:
+        """The same, on a device."""
+        rows, columns = ([None if side is None else side.to(device) for side in of] for of in (self.rows, self.columns))
+        return Ties(tuple(rows), tuple(columns), *(part.to(device) for part in (self.members, self.free, self.side)))
+
+
+def tied_penalty(tensors: Sequence[Tensor], ties: Ties, regulariser: str) -> Tensor:
+    """A group regulariser over channels with all that writes and reads them, a scalar; g is the norm of a channel:
+
+        group_lasso         Σ_sides Σg
+        group_hoyer         Σ_sides Σg / √Σg²
+        group_hoyer_square  Σ_sides (Σg)² / Σg²
+
+    The paper takes f_j and c_i of each tensor by itself; g is the root of the mean square of those of all tensors that
+    have the channel, each relative to its tensor's, √max(O, I) / ‖w‖ (for group_lasso as they are). So a channel gets
+    small in all of them, and can go. Channels that cannot go have no part in the sums.
+
+    Args:
+        tensors: weights [O, I, ...].
+        ties: of these tensors, on their device.
+        regulariser: one of the above.
+    """
+    # Deviation: with the paper's, a channel of a residual stage is emptied in some layers, and stays as long as one
+    # layer writes it.
+    rows, columns, squares = [], [], []
+    for tensor, row, column in zip(tensors, ties.rows, ties.columns, strict=True):
+        square = tensor.square().flatten(2).sum(2) if tensor.dim() > 2 else tensor.square()  # [O, I]
+        if regulariser != "group_lasso":
+            square = square * (max(square.shape) / square.sum().clamp_min(_SQUARE_SUM_OF_ZERO))
+        rows.append(row)
+        squares.append(square.sum(1))
+        if column is not None:
+            columns.append((column, square.sum(0)))
+    channels = torch.cat([*rows, *(column for column, _ in columns)])
+    sums = (
+        squares[0].new_zeros(len(ties.members)).index_add(0, channels, torch.cat([*squares, *(s for _, s in columns)]))
+    )
+    mean = sums / ties.members
+    alive = mean > 0
+    norms = torch.where(alive, torch.where(alive, mean, 1.0).sqrt(), 0.0)[ties.free]
+    zeros = norms.new_zeros(len(rows) + len(columns))
+    absolute, square = zeros.index_add(0, ties.side, norms), zeros.index_add(0, ties.side, norms.square())
+    if regulariser == "group_lasso":
+        return absolute.sum()
+    if regulariser == "group_hoyer":
+        return _ratio(absolute, _norm(square), square).sum()
+    return _ratio(absolute.square(), square, square).sum()
 
 
 # --- the regularisers of one tensor ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Runs on one process, or on several by `accelerate launch -m deephoyer.train --re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from resless import models, optim
 from resless.data.pipeline import Pipeline, check_fit
+from resless.errors import check
 from resless.evaluate import evaluate
 from resless.run import Run
 from torch import nn
 
-from deephoyer import loading, method
+from deephoyer import channels, loading, method
+from deephoyer.compact import LENETS
 from deephoyer.config import STRUCTURAL, TrainConfig
 from deephoyer.report import prunable
 
@@ -39,7 +42,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         fresh = partial(models.create_for, config.model, data.train)
         model = fresh(shortcut=config.foreign.shortcut) if source is None else source.network(fresh)
         check_fit(model, data.train)
-        regularised = regularised_tensors(model, config.regulariser)
+        penalty_now = penalty_of(model, config, data.example, run.accelerator.device)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
 
@@ -49,10 +52,8 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
             for images, labels in run.steps(batches):
                 logits = model(images)
                 cross_entropy = F.cross_entropy(logits, labels)
-                loss, penalty = cross_entropy, cross_entropy.new_zeros(())
-                if regularised:
-                    penalty = method.penalty(regularised, config.regulariser)
-                    loss = cross_entropy + config.strength * penalty
+                penalty = penalty_now()
+                loss = cross_entropy + config.strength * penalty
                 run.accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -68,9 +69,29 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         folder = run.finish(model, metrics=metrics, preprocessing=data.preprocessing, example=data.example)
         if read_test:
             where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
-            rule = "group" if config.regulariser in STRUCTURAL else "elementwise"
+            rule = "tied" if config.tied else "group" if config.regulariser in STRUCTURAL else "elementwise"
             run.say(f"next: deephoyer-prune --model {folder} --dataset {config.data.dataset}{where} --rule {rule}")
     return folder
+
+
+def penalty_of(
+    model: nn.Module, config: TrainConfig, example: torch.Tensor, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """A function that gives the sum of the regulariser over the network's weights as they are, a scalar on `device`.
+
+    Raises:
+        InputError: `--tied` for a network whose channels `compact` cannot follow.
+    """
+    tensors = regularised_tensors(model, config.regulariser)
+    if not tensors:
+        return lambda: torch.zeros((), device=device)
+    if not config.tied:
+        return partial(method.penalty, tensors, config.regulariser)
+    check(not isinstance(model, LENETS), "--tied", config.tied, "left out for a LeNet, whose layers are not tied")
+    coupling = channels.coupling(model, example)
+    names = [name for name in prunable(model) if name in coupling.rows]  # of layers that run
+    tensors = [prunable(model)[name] for name in names]
+    return partial(method.tied_penalty, tensors, coupling.ties(names).to(device), config.regulariser)
 
 
 def regularised_tensors(model: nn.Module, regulariser: str) -> list[torch.Tensor]:
