@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,30 @@ def test_a_run_says_and_records_what_it_computes_in(asked: str, units: bool, tmp
     start = json.loads((tmp_path / "run" / "env.json").read_text(encoding="utf-8"))["starts"][0]
     assert start["mixed_precision"] == used
     assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["run"]["mixed_precision"] == asked
+
+
+def test_a_checkpoint_belongs_to_what_auto_stood_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def training(resume: str | None) -> TrainConfig:
+        settings = RunConfig(run_dir=str(tmp_path / "run"), mixed_precision="auto", resume=resume)
+        return replace(TrainConfig(), run=settings, optim=OptimConfig(epochs=1, batch_size=500))
+
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda: False)
+    done(forked(lambda: train(training(None))))
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda: True)
+    ended = forked(lambda: train(training("auto")))[0]
+    assert "run.mixed_precision = 'no' (now 'bf16'): give the same, or start anew" in ended.printed
+
+
+def test_machines_of_which_only_some_compute_in_bf16_are_refused(tmp_path: Path) -> None:
+    def task() -> None:
+        precision.computes_in_bf16 = lambda: os.environ["RANK"] == "1"
+        train(replace(TrainConfig(), run=RunConfig(run_dir=str(tmp_path / "run"), mixed_precision="auto")))
+
+    for ended in forked(task, 2):
+        assert (
+            "--mixed-precision is 'auto', but must be no or bf16: on these machines it is bf16 and no" in ended.printed
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_forks_do_not_finalize_garbage_of_the_process_that_tests() -> None:

@@ -14,6 +14,7 @@ from resless import cli, models, weights
 from resless.config import DataConfig, EvalConfig, NetworkOptions, OptimConfig, RunConfig, TrainConfig, as_dict
 from resless.data import load, stratified_split
 from resless.data.pipeline import Pipeline, Shards
+from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.evaluate import main as evaluate_folder
 from resless.recipes import TRAIN
@@ -152,6 +153,27 @@ def test_no_epochs_change_nothing_and_still_write_the_model(tmp_path, smoke):
     assert result.top1 == smoke[1]["top1"]
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
     assert not (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_smaller_network_is_trained_on_with_the_statistics_of_its_folder(tmp_path):
+    net = models.create("resnet8", in_channels=1, shortcut="subsample").eval()
+    known = {"mean": [0.25], "std": [0.5]}
+    weights.save_pretrained(net, tmp_path / "given", preprocessing=known, example=torch.zeros(1, 1, 8, 8))
+    run, optim = RunConfig(run_dir=str(tmp_path / "run")), OptimConfig(lr=0.01, epochs=1)
+    config = TrainConfig(model="resnet8", pretrained=str(tmp_path / "given"), optim=optim, run=run)
+    with few_images(256, 40):
+        train(config)
+    described = weights.read_config(tmp_path / "run" / "model")
+    assert described["preprocessing"] | known == described["preprocessing"]
+    assert described["model"]["options"]["shortcut"] == "subsample"
+    before, after = load_file(tmp_path / "given" / "model.safetensors"), weights_in(tmp_path / "run")
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    other = replace(config, model="resnet14")
+    with pytest.raises(InputError, match=r"--model is resnet14, but .*given holds a resnet8"):
+        train(replace(other, run=RunConfig(run_dir=str(tmp_path / "other"))))
+    given = replace(config, network=NetworkOptions(shortcut="conv"))
+    with pytest.raises(InputError, match="given without shortcut: its folder says what it is"):
+        train(replace(given, run=RunConfig(run_dir=str(tmp_path / "other"))))
 
 
 def test_fresh_weights_depend_on_the_seed_alone(tmp_path):

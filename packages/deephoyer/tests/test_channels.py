@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deephoyer.channels import coupling
+from deephoyer import method
+from deephoyer.channels import Coupling, coupling
 from deephoyer.compact import compact
+from deephoyer.config import STRUCTURAL
 from deephoyer.prune import cut, structure
 from deephoyer.report import prunable
 from resless import costs, models
@@ -145,3 +147,111 @@ class Twice(nn.Module):
 def test_what_cannot_be_tied_is_refused(net: nn.Module, image: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         structure(net, image, "tied")
+
+
+# --- regularised together
+
+
+def coupled(net: nn.Module) -> Coupling:
+    return coupling(net, IMAGES.to(next(net.parameters()).dtype))
+
+
+def tied_by_hand(net: nn.Module, regulariser: str) -> torch.Tensor:
+    """The sum over sides of the regulariser of channels' norms, one channel at a time."""
+    found, weights = coupled(net), {name: weight.detach().double() for name, weight in prunable(net).items()}
+    sides, squares = [], {}
+    for name, weight in weights.items():
+        relative = 1.0 if regulariser == "group_lasso" else max(weight.shape[:2]) / weight.square().sum()
+        for numbers, dim in ((found.rows[name], 0), (found.columns.get(name), 1)):
+            if numbers is None:
+                continue
+            sides.append(numbers.tolist())
+            for index, number in enumerate(numbers.tolist()):
+                squares.setdefault(number, []).append(weight.select(dim, index).square().sum() * relative)
+    norms = {number: (sum(of) / len(of)).sqrt() for number, of in squares.items()}
+    total = torch.zeros((), dtype=torch.double)
+    for side in sides:
+        free = [norms[number] for number in side if number not in found.fixed.tolist()]
+        if not free:
+            continue
+        absolute, square = sum(free), sum(norm**2 for norm in free)
+        total += {
+            "group_lasso": absolute,
+            "group_hoyer": absolute / square.sqrt(),
+            "group_hoyer_square": absolute**2 / square,
+        }[regulariser]
+    return total
+
+
+def tied_penalty_of(net: nn.Module, regulariser: str) -> torch.Tensor:
+    tensors = prunable(net)
+    return method.tied_penalty(list(tensors.values()), coupled(net).ties(list(tensors)), regulariser)
+
+
+@pytest.mark.parametrize("regulariser", STRUCTURAL)
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet8", {}), ("resnet8", {"shortcut": "subsample"}), ("resnext11_4x4", {})]
+)
+def test_tied_channels_are_regularised_as_a_whole(name: str, options: dict[str, str], regulariser: str) -> None:
+    torch.manual_seed(0)
+    net = models.create(name, **options).double()
+    assert float(tied_penalty_of(net, regulariser)) == pytest.approx(float(tied_by_hand(net, regulariser)), rel=1e-9)
+
+
+@pytest.mark.parametrize("regulariser", STRUCTURAL)
+def test_its_gradient_is_that_of_the_formula(regulariser: str) -> None:
+    torch.manual_seed(0)
+    net = models.create("resnet8").double()
+    ties = coupled(net).ties(list(prunable(net)))
+    tensors = list(prunable(net).values())
+    tied_penalty = method.tied_penalty(tensors, ties, regulariser)
+    directions = [torch.randn_like(tensor) for tensor in tensors]
+    gradients = torch.autograd.grad(tied_penalty, tensors)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    ends = [
+        float(method.tied_penalty([t + step * d for t, d in zip(tensors, directions, strict=True)], ties, regulariser))
+        for step in (1e-6, -1e-6)
+    ]
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
+
+
+def test_the_scale_of_a_layer_is_nothing_to_the_hoyer_forms_and_zeros_have_no_gradient() -> None:
+    net = models.create("resnet8")
+    before = float(tied_penalty_of(net, "group_hoyer_square").detach())
+    stream = coupled(net).rows["layer1.0.conv2.weight"]
+    with torch.no_grad():
+        net.layer2[0].conv1.weight.mul_(7)
+        assert float(tied_penalty_of(net, "group_hoyer_square")) == pytest.approx(before, rel=1e-5)
+        for name, weight in prunable(net).items():
+            found = coupled(net)
+            weight[found.rows[name] == stream[0]] = 0
+            if name in found.columns:
+                weight[:, found.columns[name] == stream[0]] = 0
+    penalty = tied_penalty_of(net, "group_hoyer_square")
+    assert float(penalty) < before
+    gradients = torch.autograd.grad(penalty, list(prunable(net).values()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert float(gradients[0][0].abs().max()) == 0
+
+
+def test_a_channel_that_is_small_in_every_layer_gets_smaller_in_all_of_them() -> None:
+    torch.manual_seed(0)
+    net = models.create("resnet8", shortcut="conv")
+    found, tensors = coupled(net), prunable(net)
+    channel = int(found.rows["layer1.0.conv2.weight"][3])
+    with torch.no_grad():
+        for name, weight in tensors.items():
+            weight[found.rows[name] == channel] *= 0.2
+    gradients = dict(
+        zip(
+            tensors,
+            torch.autograd.grad(tied_penalty_of(net, "group_hoyer_square"), list(tensors.values())),
+            strict=True,
+        )
+    )
+    for name in ("conv1.weight", "layer1.0.conv2.weight"):
+        at = found.rows[name] == channel
+        assert float((gradients[name][at] * tensors[name][at]).sum()) > 0, (
+            "a step against the gradient makes it smaller"
+        )
+        assert float((gradients[name][~at] * tensors[name][~at]).sum()) < 0

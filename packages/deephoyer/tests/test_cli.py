@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from deephoyer import cli, method, recipes
 from deephoyer import config as configs
-from deephoyer import method, recipes
 from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
-from resless import weights
+from deephoyer.train import next_arguments
+from resless import costs, weights
 from resless.cli import parse
+from resless.config import DataConfig
 from resless.errors import InputError
-from resless.testing import refusal, run, script, two_processes
+from resless.testing import few_images, refusal, refused, run, script, succeeded, two_processes, undrawn
 from safetensors.torch import load_file
 
 
@@ -108,6 +112,64 @@ def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:
     assert "run folder pruned exists: go on with --resume auto" in sentence
     sentence = refusal([script("deephoyer-compact"), "--model", "nowhere", "--output", "x"], tmp_path)
     assert "nowhere is not a folder" in sentence
+
+
+def test_every_command_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    given = (
+        "--recipe",
+        "smoke_resnet",
+        "--tied",
+        "--epochs",
+        "1",
+        "--run-dir",
+        "my runs/sparse",
+        "--checkpoint-epochs",
+        "9",
+    )
+    with undrawn(), few_images(128, 40):
+        said = succeeded(cli.train, *given, cwd=tmp_path)
+        words = next_command(said)
+        assert words[0] == "deephoyer-prune"
+        assert "tied" in words
+        said = succeeded(cli.prune, *words[1:], "--epochs", "1", cwd=tmp_path)
+    words = next_command(said)
+    assert words[0] == "deephoyer-compact"
+    said = succeeded(cli.compact, *words[1:], "--repeats", "0", cwd=tmp_path)
+    small = weights.from_pretrained(tmp_path / words[words.index("--output") + 1])
+    dense = weights.from_pretrained(tmp_path / "my runs" / "sparse" / "model")
+    image = torch.zeros(1, 1, 8, 8)
+    assert costs.macs(small, image) <= costs.macs(dense, image) / 2
+
+
+def test_a_recipe_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
+    config = replace(recipes.TRAIN["resnet20_short"], data=DataConfig(dataset="cifar10", data_dir="my data"))
+    hint = next_arguments(config, Path("runs/deephoyer-resnet20_short/model"), 1000)
+    assert hint == "--recipe resnet20_short --dataset cifar10 --data-dir 'my data'"
+    for reg, rule in (("hoyer_square", "elementwise"), ("group_lasso", "tied")):
+        assert f"--rule {rule}" in next_arguments(replace(config, reg=reg), Path("x"), 1000)
+    assert "--rule group --threshold rms --target-macs 500" in next_arguments(
+        replace(config, model="lenet5"), Path("x"), 1000
+    )
+
+
+def next_command(said: str) -> list[str]:
+    (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
+    return shlex.split(line.removeprefix("next: "))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            ("--model", "resnet8", "--reg", "hoyer_square"),
+            "--tied is True, but must be left out, or given with group_lasso",
+        ),
+        (("--model", "lenet_300_100", "--reg", "group_lasso"), "--tied is True, but must be left out for a LeNet"),
+    ],
+)
+def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    assert sentence in refused(cli.train, *given, "--tied", "--strength", "1", cwd=tmp_path)
 
 
 def test_two_processes_train_the_same_network(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from resless.precision import computes_in_bf16
+
 DISTRIBUTIONS = ("resless", "torch", "torchvision", "accelerate", "datasets", "numpy")
 
 
@@ -26,9 +28,10 @@ def environment(source: Path | None = None, device: str = "cuda") -> dict[str, A
         "commit": _commit(source or Path(__file__).parent),
         "versions": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "computes_in_bf16": computes_in_bf16(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }

@@ -16,6 +16,7 @@ from torch import nn
 
 from resless.config import EvalConfig
 from resless.errors import InputError, check
+from resless.files import write_text
 
 if TYPE_CHECKING:
     from resless.data import Images, Stream
@@ -182,7 +183,8 @@ def main(config: EvalConfig) -> Evaluation:
             report.confusion_matrix(counts.numpy(), images.class_names, Path(str(config.confusion_matrix)))
             written["confusion"] = counts.tolist()
         if config.output is not None:
-            Path(config.output).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            write_text(Path(config.output), json.dumps(written, indent=1) + "\n")
+            print(f"wrote {config.output}")
     return result
 
 

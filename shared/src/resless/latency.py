@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resless import costs
 from resless.environment import device_name
 from resless.errors import check
+from resless.memory import keep_freed_memory
 from resless.report import table
 
 MIN_MEASUREMENT_MS = 5.0
@@ -74,6 +75,8 @@ def compare(
         InputError: no models, or repeats or warmup out of range.
     """
     check(len(models) > 0, "models", dict(models), "at least one model")
+    if inputs.device.type == "cpu":
+        keep_freed_memory()
     check(repeats >= 2, "repeats", repeats, "2 or more")
     check(warmup >= 1, "warmup", warmup, "1 or more")
     names = list(models)

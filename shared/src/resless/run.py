@@ -35,7 +35,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from safetensors import SafetensorError
 from torch import nn
 
@@ -43,7 +43,7 @@ from resless import checkpoint, report, weights
 from resless.config import RunConfig, as_dict, flatten
 from resless.data.pipeline import Shards
 from resless.environment import environment
-from resless.errors import InputError, unknown_name
+from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
 from resless.files import write_text
 from resless.memory import keep_freed_memory
@@ -286,7 +286,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         start = {
-            **environment(),
+            **environment(device=self.accelerator.device.type),
             "seed": self.settings.seed,
             "processes": self.accelerator.num_processes,
             "mixed_precision": self.accelerator.mixed_precision,
@@ -372,8 +372,14 @@ class Run:
         if source is None:
             self.say(f"no checkpoint in {self.folder}: starting anew")
         else:
-            checkpoint.check(source, world_size=self.accelerator.num_processes, config=as_dict(self.config))
+            checkpoint.check(source, world_size=self.accelerator.num_processes, config=self._decisive())
         return source
+
+    def _decisive(self) -> dict[str, Any]:
+        """The configuration that a checkpoint belongs to: with the precision that `auto` stands for on this machine."""
+        config = as_dict(self.config)
+        config["run"]["mixed_precision"] = self.accelerator.mixed_precision
+        return config
 
     def _restore(self, source: Path) -> None:
         accelerator = self.accelerator
@@ -425,7 +431,7 @@ class Run:
                 name,
                 shared=shared,
                 own=own,
-                config=as_dict(self.config),
+                config=self._decisive(),
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
                 barrier=accelerator.wait_for_everyone,
@@ -522,7 +528,7 @@ def accelerator(
         unused_parameters: look, every step, for parameters that got no gradient, which has its price.
 
     Raises:
-        InputError: fp16 on a CPU, which Accelerate would pass over in silence.
+        InputError: fp16 on a CPU, which Accelerate would pass over in silence; `auto` on machines that differ.
     """
     AcceleratorState._reset_state()  # Accelerate keeps the first precision for good, and refuses any other
     precision = resolve(mixed_precision)
@@ -539,9 +545,18 @@ def accelerator(
     )
     if made.device.type == "cpu":
         keep_freed_memory()
+    check_alike(precision, made)
     if made.is_main_process and precision == "bf16" and made.device.type in ("cpu", "cuda") and not computes_in_bf16():
         print("warning: bf16 is emulated here, and slow: leave it to --mixed-precision auto, or no", flush=True)
     return made
+
+
+def check_alike(precision: str, accelerator: Accelerator) -> None:
+    """Refuse a run in which `auto` stands for bf16 on some machines, and for float32 on others."""
+    if accelerator.num_processes > 1:
+        found = gather_object([precision])
+        stands_for = " and ".join(sorted(set(found)))
+        check(stands_for == found[0], "--mixed-precision", "auto", f"no or bf16: on these machines it is {stands_for}")
 
 
 def check_folder(folder: Path, settings: RunConfig) -> None:

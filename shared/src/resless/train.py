@@ -6,12 +6,17 @@ Runs on one process, or on several by `accelerate launch -m resless.train --reci
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
+from torch import nn
 
 from resless import models, optim, weights
 from resless.config import TrainConfig
-from resless.data.pipeline import Pipeline
+from resless.data import Images, Stream
+from resless.data.pipeline import Pipeline, check_fit
+from resless.errors import check
 from resless.evaluate import Evaluation, evaluate
 from resless.report import table
 from resless.run import Run
@@ -21,13 +26,11 @@ def train(config: TrainConfig) -> Evaluation:
     """Train `config.model`, write the run folder, and return its accuracy on the test images."""
     models.check_options(config.model, config.network.given())
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
-        data = Pipeline(config.data, config.run.seed, run.shards)
+        data = Pipeline(config.data, config.run.seed, run.shards, _preprocessing(config))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
-        model = models.create_for(config.model, data.train, **config.network.given())
-        if config.pretrained is not None:
-            weights.load(model, config.pretrained)
+        model = _network(config, data.train)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
 
@@ -51,6 +54,27 @@ def train(config: TrainConfig) -> Evaluation:
         if run.accelerator.is_main_process:
             table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])
     return test
+
+
+def _preprocessing(config: TrainConfig) -> dict[str, Any]:
+    """What the network to start from expects of its images, where its folder says it."""
+    folder = config.pretrained
+    return weights.read_config(folder)["preprocessing"] if folder is not None and Path(folder).is_dir() else {}
+
+
+def _network(config: TrainConfig, images: Images | Stream) -> nn.Module:
+    """A fresh network, one with the weights of a checkpoint file, or that of a model folder, smaller or not."""
+    if config.pretrained is None or not Path(config.pretrained).is_dir():
+        model = models.create_for(config.model, images, **config.network.given())
+        if config.pretrained is not None:
+            weights.load(model, config.pretrained)
+        return model
+    weights.check_holds(config.model, config.pretrained)
+    given = config.network.given()
+    check(not given, "--pretrained", config.pretrained, f"given without {', '.join(given)}: its folder says what it is")
+    model = weights.from_pretrained(config.pretrained)
+    check_fit(model, images)
+    return model
 
 
 def _row(test: Evaluation) -> list[str]:

@@ -112,6 +112,14 @@ def save_pretrained(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def check_holds(model: str, folder: str | Path) -> None:
+    """Raise InputError unless a model folder holds the network of this name, or what became of it."""
+    described = read_config(folder)["model"]
+    names = {described["name"], described["options"].get("base", described["name"])}
+    if model not in names:
+        raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(sorted(names, reverse=True))}")
+
+
 def from_pretrained(folder: str | Path) -> nn.Module:
     """The network of a model folder, in eval mode on the CPU.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
 from resless.errors import InputError, check, unknown_name
 
 ELEMENT_WISE = ("l1", "hoyer", "hoyer_square", "transformed_l1")
@@ -217,10 +217,17 @@ class EvalConfig:
     """Checkpoint file (or model folder) of the network that --model names."""
     split: Literal["test", "train"] = "test"
     """Images to evaluate on."""
+    batch_size: int = 500
+    """Images in one step, over all processes."""
+    mixed_precision: Precision = "no"
+    """Precision of the forward passes."""
+    channels_last: bool = False
+    """Layout of images and convolution weights."""
     output: str | None = None
     """JSON file to write the report to."""
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
+        check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check_output(self.output)

@@ -11,6 +11,7 @@ import torch
 from resless import models
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
+from resless.files import write_text
 from resless.report import table
 from resless.run import accelerator as new_accelerator
 
@@ -21,21 +22,22 @@ from deephoyer.report import SparsityReport, print_sparsity, sparsity
 
 def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
-    accelerator = new_accelerator("no")
+    accelerator = new_accelerator(config.mixed_precision)
     source = loading.of(config.model, config.pretrained, config.foreign)
-    data = Pipeline(config.data, 0, Shards.of(accelerator, channels_last=False), source.preprocessing)
+    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), source.preprocessing)
     images = data.train if config.split == "train" else data.test
     model = source.network(partial(models.create_for, config.model, images))
     check_fit(model, images)
     left = sparsity(model, torch.zeros(1, *images.image_shape))
-    result = evaluate(accelerator.prepare(model), data.evaluation(images), accelerator)
+    model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
+    result = evaluate(model, data.evaluation(images, config.batch_size), accelerator)
     if accelerator.is_main_process:
         row = [config.split, f"{result.images:,}", f"{100 * result.top1:.2f}", f"{result.loss:.4f}"]
         table(source.name, ["split", "images", "top-1 %", "loss"], [row])
         print_sparsity(left, "what is left")
         if config.output is not None:
-            text = json.dumps(asdict(result) | left.as_dict(), indent=1) + "\n"
-            Path(config.output).write_text(text, encoding="utf-8")
+            write_text(Path(config.output), json.dumps(asdict(result) | left.as_dict(), indent=1) + "\n")
+            print(f"wrote {config.output}")
     return left
 
 

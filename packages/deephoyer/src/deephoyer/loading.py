@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from resless import models, weights
-from resless.errors import InputError
 from torch import nn
 
 from deephoyer.config import ForeignConfig
@@ -60,14 +59,7 @@ def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
         return Source(pretrained, None, pretrained, foreign.shortcut, foreign.statistics, {}, None)
     described = weights.read_config(folder)
     if pretrained is not None:
-        _check_name(model, described["model"], folder)
+        weights.check_holds(model, folder)
     shape = described["costs"].get("image_shape")
     preprocessing = described["preprocessing"] | foreign.statistics
     return Source(folder, folder, None, None, preprocessing, described["metrics"], shape and tuple(shape))
-
-
-def _check_name(model: str, described: dict[str, Any], folder: str) -> None:
-    """Raise InputError unless a folder holds the network that --model names, or what became of it."""
-    names = {described["name"], described["options"].get("base", described["name"])}
-    if model not in names:
-        raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(sorted(names, reverse=True))}")

@@ -245,8 +245,9 @@ class Ties:
 
     def to(self, device: torch.device) -> Ties:
         """The same, on a device."""
-        rows, columns = ([None if side is None else side.to(device) for side in of] for of in (self.rows, self.columns))
-        return Ties(tuple(rows), tuple(columns), *(part.to(device) for part in (self.members, self.free, self.side)))
+        rows = tuple(row.to(device) for row in self.rows)
+        columns = tuple(None if column is None else column.to(device) for column in self.columns)
+        return Ties(rows, columns, *(part.to(device) for part in (self.members, self.free, self.side)))
 
 
 def tied_penalty(tensors: Sequence[Tensor], ties: Ties, regulariser: str) -> Tensor:

@@ -7,6 +7,7 @@ fine-tuning is saved.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,7 +100,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
                 fix_zeros(masks)
                 run.track(loss=loss, accuracy=(logits.argmax(dim=1) == labels).float().mean())
             if held_out_images is not None:
-                run.log(held_out_top1=evaluate(model, held_out_images, run.accelerator).top1)
+                found = evaluate(model, held_out_images, run.accelerator)
+                run.log(held_out_top1=found.top1, held_out_loss=found.loss)
 
         stages = {"before": before, "cut": after_cut, "tuned": model}
         for stage in (before, after_cut):
@@ -112,11 +114,14 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         # In float32 on the CPU: under autocast, or with a GPU's TF32, the compacted network could not equal this one.
         plain = copy.deepcopy(run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)).cpu()
         pruned = Pruned(held_out, test, sparsity(plain, data.example, config.round_to), sensitivity, limits)
-        run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
+        folder = run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
             if config.rule != "tied":  # where no single norm decides
                 draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
             _print(pruned)
+        if read_test:
+            small = shlex.quote(str(run.folder / "small"))
+            run.say(f"next: deephoyer-compact --model {shlex.quote(str(folder))} --output {small}")
     return pruned
 
 

@@ -7,13 +7,14 @@ are read for the chosen point alone.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from resless import report
-from resless.config import RunConfig, as_dict, changed_fields
+from resless.config import RunConfig, as_dict, changed_fields, source_options
 from resless.errors import InputError
 from resless.files import write_text
 from resless.run import accelerator, check_folder
@@ -51,7 +52,9 @@ def sweep_strengths(config: TrainConfig) -> list[Path]:
             train(replace(config, strength=strength, sweep=(), run=_run_in(config.run, folder)), read_test=False)
         folders.append(folder / "model")
         _record(config, root, processes)
-    processes.print(f"next: deephoyer-prune --model {' '.join(map(str, folders))} --sweep ...", flush=True)
+    models = shlex.join(str(folder) for folder in folders)
+    held_out = f"--holdout {config.data.holdout:g} --sweep 0.25 0.5 1 2"
+    processes.print(f"next: deephoyer-prune --model {models} {source_options(config.data)} {held_out}", flush=True)
     return folders
 
 

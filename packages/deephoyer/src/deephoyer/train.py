@@ -7,6 +7,7 @@ Runs on one process, or on several by `accelerate launch -m deephoyer.train --re
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import models, optim
+from resless import costs, models, optim
+from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.evaluate import evaluate
@@ -24,6 +26,7 @@ from torch import nn
 from deephoyer import channels, loading, method
 from deephoyer.compact import LENETS
 from deephoyer.config import STRUCTURAL, TrainConfig
+from deephoyer.recipes import PRUNE
 from deephoyer.report import prunable
 
 
@@ -42,6 +45,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         fresh = partial(models.create_for, config.model, data.train)
         model = fresh(shortcut=config.foreign.shortcut) if source is None else source.network(fresh)
         check_fit(model, data.train)
+        macs = costs.macs(model, data.example)
         penalty_now = penalty_of(model, config, data.example, run.accelerator.device)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
@@ -68,10 +72,20 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
             run.say(f"accuracy on {metrics['images']:,} test images {100 * metrics['top1']:.2f} %, nothing cut yet")
         folder = run.finish(model, metrics=metrics, preprocessing=data.preprocessing, example=data.example)
         if read_test:
-            where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
-            rule = "tied" if config.tied else "group" if config.regulariser in STRUCTURAL else "elementwise"
-            run.say(f"next: deephoyer-prune --model {folder} --dataset {config.data.dataset}{where} --rule {rule}")
+            run.say(f"next: deephoyer-prune {next_arguments(config, folder, macs)}")
     return folder
+
+
+def next_arguments(config: TrainConfig, folder: Path, macs: int) -> str:
+    """What goes on from here: the recipe that starts from this folder, or half of the network of this run."""
+    for name, recipe in PRUNE.items():
+        if recipe.model == (str(folder),):
+            return f"--recipe {name} {source_options(config.data)}"
+    how = "--rule elementwise"
+    if config.regulariser in STRUCTURAL:
+        rule = "group" if config.model in ("lenet_300_100", "lenet5") else "tied"
+        how = f"--rule {rule} --threshold rms --target-macs {macs // 2}"
+    return f"--model {shlex.quote(str(folder))} {source_options(config.data)} {how}"
 
 
 def penalty_of(
