@@ -147,9 +147,9 @@ def test_a_recipe_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
     hint = next_arguments(config, Path("runs/deephoyer-resnet20_short/model"), 1000)
     assert hint == "--recipe resnet20_short --dataset cifar10 --data-dir 'my data'"
     for reg, rule in (("hoyer_square", "elementwise"), ("group_lasso", "tied")):
-        assert f"--rule {rule}" in next_arguments(replace(config, reg=reg), Path("x"), 1000)
+        assert f"--rule {rule}" in next_arguments(replace(config, reg=reg, tied=False), Path("x"), 1000)
     assert "--rule group --threshold rms --target-macs 500" in next_arguments(
-        replace(config, model="lenet5"), Path("x"), 1000
+        replace(config, model="lenet5", tied=False), Path("x"), 1000
     )
 
 

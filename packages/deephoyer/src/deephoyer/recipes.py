@@ -21,7 +21,8 @@ Convolution networks start from a dense one, which `--pretrained` names:
 | resnet20_short | ResNet-20, CIFAR-10 | 8 and 6 epochs along a cosine | to half of the MACs |
 | smoke_resnet | ResNet-8, digits | 8 and 4 epochs, seconds | to 300,000 MACs |
 
-Their strengths were not published either, and have not been searched for: sweep them (`--sweep`).
+Their strengths were not published either, and have not been searched for: sweep them (`--sweep`). The last two cut
+channels of a whole stage, and regularise them as a whole (`--tied`).
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ TRAIN: dict[str, TrainConfig] = {
         model="resnet20",
         structural=True,
         reg="group_hoyer_square",
-        strength=5e-4,
+        strength=7.5e-3,
+        tied=True,
         data=_CIFAR,
         optim=_SHORT_OPTIM,
         run=_fast_run("deephoyer-resnet20_short"),
@@ -134,7 +136,8 @@ TRAIN: dict[str, TrainConfig] = {
         model="resnet8",
         structural=True,
         reg="group_hoyer_square",
-        strength=3e-3,
+        strength=3e-2,
+        tied=True,
         data=DataConfig(pad=1),
         optim=_DIGITS_OPTIM,
         run=_run("smoke_resnet-sparse"),
