@@ -20,16 +20,16 @@ ROOT = Path(__file__).parent
 PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, to test them
 
-# Those that read images come first: they take --data-dir.
+# Those that read MNIST or CIFAR-10 come first: they take --data-dir.
 DATA_BENCHMARKS = [
     f"benchmarks/{name}.py"
     for name in (
-        *("deephoyer_mnist", "deephoyer_sweep"),
+        *("deephoyer_mnist", "deephoyer_sweep", "deephoyer_cifar"),
         *("blockdrop_cifar", "blockdrop_throughput"),
         *("epsilon_cifar", "adn_cifar", "speed"),
     )
 ]
-BENCHMARKS = [f"benchmarks/{name}_speed.py" for name in ("deephoyer", "epsilon", "adn")]
+BENCHMARKS = [f"benchmarks/{name}.py" for name in ("deephoyer_speed", "epsilon_speed", "adn_speed", "composition")]
 
 LINT = [
     ["ruff", "check"],

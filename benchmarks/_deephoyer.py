@@ -10,7 +10,12 @@ from _results import FOLDER
 from resless import report
 
 PICTURED_BATCH = 256
-LABELS = {"group_hoyer_square": "Group-HS", "group_lasso": "group lasso", "thinner": "thinner, trained as long"}
+LABELS = {
+    "group_hoyer_square": "Group-HS",
+    "group_hoyer_square-own": "Group-HS, each tensor by itself",
+    "group_lasso": "group lasso",
+    "thinner": "thinner, trained as long",
+}
 
 
 def deephoyer_speed(file: Mapping[str, Any]) -> str:

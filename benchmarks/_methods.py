@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from _deephoyer import accuracy
+from _deephoyer import LABELS, accuracy
 from _results import FOLDER, read
 from resless import report
 
@@ -48,7 +48,7 @@ class Point:
 
 def of_deephoyer(file: Mapping[str, Any]) -> Iterator[Point]:
     """Compacted networks, and thinner ones trained from fresh weights."""
-    names = {"group_hoyer_square": "DeepHoyer", "group_lasso": "group lasso", "thinner": "thinner, trained as long"}
+    names = LABELS | {"group_hoyer_square": "DeepHoyer"}
     dense = file["latency"][0]["macs"]
     for run in file["networks"]:
         setting = f"strength {run['strength']:g}" if "strength" in run else f"{100 * run['budget']:.0f} % of the MACs"

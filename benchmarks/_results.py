@@ -1,4 +1,7 @@
-"""Where results are written: `benchmarks/results/NAME_DEVICE-INSTRUCTIONS_torchVERSION.json`, with the environment."""
+"""Where results are written: `benchmarks/results/NAME_DEVICE-INSTRUCTIONS_torchVERSION.json`, with the environment.
+
+INSTRUCTIONS end in `-bf16` where bf16 is computed: with the same AVX-512, some processors do and some emulate it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 from resless.environment import device_name, environment
+from resless.precision import computes_in_bf16
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -18,7 +22,8 @@ FOLDER = Path(__file__).parent / "results"
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write one result file, named by device and torch version, and say where."""
     # Clouds give processors names without a generation: what it can, and how fast, is in its instructions.
-    device = re.sub(r"[^a-z0-9]+", "-", f"{device_name('cpu')} {torch.backends.cpu.get_cpu_capability()}".lower())
+    can = f"{torch.backends.cpu.get_cpu_capability()}{' bf16' if computes_in_bf16() else ''}"
+    device = re.sub(r"[^a-z0-9]+", "-", f"{device_name('cpu')} {can}".lower())
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
     facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
     record = without_folders({**facts, "environment": environment(FOLDER, "cpu"), **content})

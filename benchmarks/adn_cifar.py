@@ -9,22 +9,19 @@ several processes can do some `--names` or `--seeds` each, and one more collect 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from _results import FOLDER, write
+from _results import write
+from _runs import data, run
 from _timing import against_the_first
 from adn.evaluate import letters
 from adn.extract import extract
 from adn.model import AdaptiveNet
 from resless import weights
-from resless.environment import environment
 from resless.memory import keep_freed_memory
 
 RECIPE = "resnet20_short"
@@ -75,22 +72,8 @@ def main(options: Options) -> None:
 
 def train(name: str, seed: int, options: Options) -> dict[str, Any]:
     """One run of the recipe, unless it is there; what came out."""
-    folder = folder_of(name, seed, options)
-    if not (folder / "result.json").exists():
-        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
-        arguments = ["--recipe", RECIPE, "--run-dir", str(folder), "--seed", str(seed), "--resume", "auto"]
-        record(folder).write_text(json.dumps(environment(FOLDER, "cpu")))
-        subprocess.run([sys.executable, "-m", "adn.train", *arguments, *RUNS[name], *data], check=True)
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {
-        "network": name,
-        "seed": seed,
-        "result": read(folder / "result.json"),
-        "epochs": epochs,
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-        "settings": read(folder / "config.json"),
-        "environment": read(record(folder)),
-    }
+    arguments = ["--seed", str(seed), *RUNS[name], *data(options.data_dir)]
+    return {"network": name, "seed": seed} | run("adn.train", RECIPE, folder_of(name, seed, options), arguments)
 
 
 def timed(folder: Path, options: Options) -> list[dict[str, Any]]:
@@ -103,19 +86,7 @@ def timed(folder: Path, options: Options) -> list[dict[str, Any]]:
 
 def folder_of(name: str, seed: int, options: Options) -> Path:
     """The run folder of a network."""
-    folder = Path(options.runs) / f"{name.replace(' ', '-')}-seed{seed}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def record(folder: Path) -> Path:
-    """Where the environment of a run is noted, beside its folder."""
-    return folder.with_name(f"{folder.name}.environment.json")
-
-
-def read(path: Path) -> Any:
-    """A JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return Path(options.runs) / f"{name.replace(' ', '-')}-seed{seed}"
 
 
 if __name__ == "__main__":

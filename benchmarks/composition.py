@@ -15,11 +15,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import compare
 import tyro
 from _results import write
-from compare import Options as Comparison
 from compare import Step, adn, blockdrop, claim, deephoyer, measure, run, take
 from resless import cli
+
+
+@dataclass(frozen=True)
+class Comparison(compare.Options):
+    """The demo's options, of one seed."""
+
+    seed: tyro.conf.Suppress[int] = 0
+    """Filled in from `Options.seeds`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ def main(options: Options) -> None:
         take(steps(one))
     if options.collect:
         found = [{"seed": one.seed, **measured(one)} for one in runs]
-        settings = {name: value for name, value in vars(options.comparison).items() if name not in ("runs", "data_dir")}
+        kept_out = ("seed", "runs", "data_dir")
+        settings = {name: value for name, value in vars(options.comparison).items() if name not in kept_out}
         write("composition", {"settings": settings, "runs": found})
 
 

@@ -3,7 +3,8 @@
     python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet20-12fca82f.th
 
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
-budget, fine-tuned, compacted. Larger strengths go with smaller budgets. The thinner networks have the same share of
+budget, fine-tuned, compacted. Larger strengths go with smaller budgets; the regularisers see
+whole channels, those that end in `-own` the groups of each tensor by itself, as in the paper. The thinner networks have the same share of
 every width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its
 own; finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
 collect them. `--quick` is a try of everything on the embedded digits, which takes a minute and writes no result file.
@@ -16,47 +17,44 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
-from _results import FOLDER, write
+from _results import write
+from _runs import Start, data, read_json
+from _runs import run as run_recipe
 from _timing import against_the_first
 from deephoyer import recipes
 from deephoyer.compact import compact
 from resless import costs, models, weights
-from resless.environment import environment
+from resless.config import Precision
+from resless.memory import keep_freed_memory
 from torch import nn
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 """MACs that are left, as shares of the dense network's."""
-PUSH = {"group_hoyer_square": (0.04, 0.06, 0.08, 0.1), "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2)}
+PUSH = {
+    "group_hoyer_square": (0.04, 0.06, 0.08, 0.1),
+    "group_hoyer_square-own": (0.04, 0.06, 0.08, 0.1),
+    "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2),
+}
 """Strength times epochs, for each budget: what a regulariser moves grows with both, so fewer epochs need more of it."""
 NAMES = (*PUSH, "thinner")
 THINNER_LR = 0.1
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to run, and where."""
+class Options(Start):
+    """What to run, and where; the trained network is a ResNet-20."""
 
-    backbone: str | None = None
-    """Trained ResNet-20, a checkpoint file; needed unless --quick."""
-    data_dir: str | None = None
-    """Folder that holds CIFAR-10; None looks it up on the hub."""
-    shortcut: str = "subsample"
-    """Shortcut of the network in the checkpoint file."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean of each channel that it was trained with."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation, likewise."""
     names: tuple[str, ...] = NAMES
     """Regularisers, and `thinner`."""
     budgets: tuple[float, ...] = BUDGETS
     """Budgets to do, of 0.7, 0.5, 0.35 and 0.25."""
     epochs: tuple[int, int] | None = None
     """Epochs of training with a regulariser, and of fine-tuning; None leaves the recipe's."""
-    mixed_precision: Literal["no", "bf16"] | None = None
+    mixed_precision: Precision | None = None
     """Precision of training; None leaves the recipe's."""
     runs: str = "runs/deephoyer-cifar"
     """Folder of the runs."""
@@ -94,8 +92,6 @@ class Options:
 
 def main(options: Options) -> None:
     """Train and cut, then compare, and write one result file."""
-    if options.backbone is None and not options.quick:
-        raise SystemExit("--backbone is missing: give a trained ResNet-20, or try --quick")
     dense = dense_network(options)
     found = []
     for name in options.names:
@@ -103,6 +99,7 @@ def main(options: Options) -> None:
             at_budget = thinner if name == "thinner" else pruned
             found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
     if options.collect:
+        keep_freed_memory()
         torch.set_num_threads(options.threads)
         results = {"networks": found, "dense": evaluated(options), "latency": timed(dense, options)}
         if options.quick:
@@ -115,24 +112,33 @@ def dense_network(options: Options) -> nn.Module:
     """The network that all others are compared with."""
     if options.quick:
         return models.create("resnet8", in_channels=1).eval()
+    start = trained(options)
+    if options.backbone is None:
+        return weights.from_pretrained(start)
     model = models.create("resnet20", shortcut=options.shortcut)
-    weights.load(model, options.backbone)
+    weights.load(model, start)
     return model.eval()
+
+
+def trained(options: Options) -> str:
+    """Where the trained network is; where none is given, one is trained first."""
+    return options.network("resnet20", "subsample", options.root)
 
 
 def backbone(options: Options) -> list[str]:
     """The arguments that name the trained network."""
     if options.quick:
         return []
-    statistics = ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
-    return ["--pretrained", str(options.backbone), "--shortcut", options.shortcut, *statistics]
+    return ["--pretrained", trained(options), *options.foreign]
 
 
 def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train with a regulariser, cut to the budget, fine-tune and compact."""
+    regulariser, _, own = name.partition("-")
     strength = PUSH[name][BUDGETS.index(budget)] / options.stages[0]
     sparse, folder = options.root / f"{name}-{strength:g}", folder_of(name, budget, options)
-    arguments = ["--reg", name, "--strength", str(strength), *backbone(options)]
+    groups = "--no-tied" if own else "--tied"
+    arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
     training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
     target = round(budget * costs.macs(dense, options.image))
     arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--epochs", str(options.stages[1])]
@@ -150,18 +156,9 @@ def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dic
     if not start.exists():
         torch.manual_seed(0)
         weights.save_pretrained(thinned(dense, budget, options.image), start, example=options.image)
-    arguments = [
-        "--pretrained",
-        str(start),
-        "--reg",
-        "none",
-        "--lr",
-        str(THINNER_LR),
-        "--epochs",
-        str(sum(options.stages)),
-    ]
-    if not options.quick:
-        arguments += ["--mean", *map(str, options.mean), "--std", *map(str, options.std)]
+    arguments = ["--pretrained", str(start), "--reg", "none", "--lr", str(THINNER_LR)]
+    arguments += ["--epochs", str(sum(options.stages))]
+    arguments += [] if options.quick else options.statistics
     training = run("deephoyer.train", folder, options, arguments)
     return {"training": training} | size(folder / "model", options)
 
@@ -191,23 +188,10 @@ def with_share(dense: nn.Module, share: float, image: torch.Tensor) -> nn.Module
 
 
 def run(module: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
-    """One command of the recipe, unless it is finished; what came out, with its settings and environment."""
-    started = folder.with_name(f"{folder.name}.environment.json")
-    if not (folder / "result.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        started.write_text(json.dumps(environment(FOLDER, "cpu"), indent=1) + "\n", encoding="utf-8")
-        data = [] if options.data_dir is None or options.quick else ["--data-dir", options.data_dir]
-        common = ["--recipe", options.recipe, "--run-dir", str(folder), "--resume", "auto"]
-        common += [] if options.mixed_precision is None else ["--mixed-precision", options.mixed_precision]
-        subprocess.run([sys.executable, "-m", module, *common, *data, *arguments], check=True)
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {
-        "result": read(folder / "result.json"),
-        "epochs": epochs,
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-        "settings": read(folder / "config.json"),
-        "environment": read(started),
-    }
+    """One command of the recipe, in the precision and on the images that are asked for."""
+    precision = [] if options.mixed_precision is None else ["--mixed-precision", options.mixed_precision]
+    images = data(None if options.quick else options.data_dir)
+    return run_recipe(module, options.recipe, folder, [*precision, *images, *arguments])
 
 
 def evaluated(options: Options) -> dict[str, Any] | None:
@@ -216,10 +200,10 @@ def evaluated(options: Options) -> dict[str, Any] | None:
         return None
     output = options.root / "dense.json"
     if not output.exists():
-        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
-        arguments = ["--model", "resnet20", *backbone(options), "--dataset", "cifar10", *data, "--output", str(output)]
+        images = ["--dataset", "cifar10", *data(options.data_dir)]
+        arguments = ["--model", "resnet20", *backbone(options), *images, "--output", str(output)]
         subprocess.run([sys.executable, "-m", "deephoyer.evaluate", *arguments], check=True)
-    return read(output)
+    return read_json(output)
 
 
 def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
@@ -244,11 +228,6 @@ def folder_of(name: str, budget: float, options: Options) -> Path:
 def model_of(name: str, folder: Path) -> Path:
     """The model folder of the small network."""
     return folder / ("model" if name == "thinner" else "small")
-
-
-def read(path: Path) -> Any:
-    """A JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ so that several processes can do some `--names` each, and one more collect them 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from typing import Any
 
 import torch
 import tyro
-from _results import FOLDER, write
+from _results import write
+from _runs import data, read_json, run
 from _timing import against_the_first
 from resless import costs, weights
-from resless.environment import environment
 from resless.memory import keep_freed_memory
 
 RECIPE = "cifar10_short"
@@ -63,28 +62,17 @@ def main(options: Options) -> None:
 def train(name: str, options: Options) -> dict[str, Any]:
     """One run of the recipe, and its compression, unless they are there; what came out."""
     folder = folder_of(name, options)
-    if not (folder / "result.json").exists():
-        data = [] if options.data_dir is None else ["--data-dir", options.data_dir]
-        arguments = ["--recipe", RECIPE, "--run-dir", str(folder), "--resume", "auto", *RUNS[name], *data]
-        (folder.parent / f"{folder.name}.environment.json").write_text(json.dumps(environment(FOLDER, "cpu")))
-        subprocess.run([sys.executable, "-m", "epsilon_resnet.train", *arguments], check=True)
-    result = read(folder / "result.json")
-    if result["discarded"] and not (folder / "compressed").exists():
+    images = data(options.data_dir)
+    trained = run("epsilon_resnet.train", RECIPE, folder, [*RUNS[name], *images])
+    if trained["result"]["discarded"] and not (folder / "compressed").exists():
         # What is discarded but has not decayed in so few epochs goes too: the accuracy is measured before and after.
-        data = ["--dataset", "cifar10"] + ([] if options.data_dir is None else ["--data-dir", options.data_dir])
         command = [sys.executable, "-m", "epsilon_resnet.compress", "--model", str(folder), "--force", "--repeats", "0"]
-        subprocess.run([*command, *data], check=True)
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        subprocess.run([*command, "--dataset", "cifar10", *images], check=True)
     network = weights.from_pretrained(network_of(folder))
-    return {
-        "result": result,
-        "epochs": epochs,
-        "blocks": read(folder / "blocks.json"),
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+    return trained | {
+        "blocks": read_json(folder / "blocks.json"),
         "parameters": costs.count_parameters(network),
         "macs": costs.macs(network, torch.zeros(1, 3, 32, 32)),
-        "settings": read(folder / "config.json"),
-        "environment": read(folder.parent / f"{folder.name}.environment.json"),
     }
 
 
@@ -96,19 +84,12 @@ def timed(options: Options) -> list[dict[str, Any]]:
 
 def folder_of(name: str, options: Options) -> Path:
     """The run folder of a network."""
-    folder = Path(options.runs) / name.replace(", ", "-").replace(" ", "-")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(options.runs) / name.replace(", ", "-").replace(" ", "-")
 
 
 def network_of(folder: Path) -> Path:
     """The model folder that a run ends with: compressed, where something was discarded."""
     return folder / "compressed" if (folder / "compressed").exists() else folder / "model"
-
-
-def read(path: Path) -> Any:
-    """A JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

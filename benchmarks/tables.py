@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
+from _composition import composition
 from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
@@ -68,6 +69,8 @@ def main() -> None:
         draw_adn_cifar(cifar)
     if measured := read("adn-speed"):
         tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
+    if measured := read("composition"):
+        tables["composition"] = composition(measured)
     if found := points():
         write_points(found)
         draw_points(found)

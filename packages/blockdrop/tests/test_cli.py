@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 import torch
 from blockdrop import cli, costs, recipes
 from blockdrop.analyse import Decisions
-from blockdrop.config import MODELS, EvalConfig, FinetuneConfig, PlotConfig, TrainConfig
+from blockdrop.config import MODELS, EvalConfig, FinetuneConfig, Optim, PlotConfig, TrainConfig
 from blockdrop.model import BlockDropNet
+from blockdrop.train import next_arguments
 from resless import weights
 from resless.cli import evaluate as dense_eval
 from resless.cli import parse
@@ -191,6 +193,28 @@ def test_help_shows_the_values_of_the_recipe(
         assert "Recipes (--recipe NAME): R32_C10, R110_C10, R32_C100, R110_C100, R101_ImgNet" in printed
 
 
+# --- what a run says comes next
+
+
+@pytest.mark.parametrize("name", recipes.TRAIN)
+def test_the_next_command_goes_on_with_the_same_recipe(name: str) -> None:
+    first, second = recipes.TRAIN[name], recipes.FINETUNE[name]
+    data = {"data_dir": "my data", "image_column": "picture"}
+    found = parsed_finetune(next_arguments(replace(first, data=replace(first.data, **data)), Path("my run/model")))
+    assert found == replace(second, pretrained="my run/model", data=replace(second.data, **data))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "second"), [(30, 10), (1, 1)], ids=["a third of the epochs, which take thrice as long", "one epoch"]
+)
+def test_the_next_command_of_a_run_by_no_recipe_takes_about_as_long(epochs: int, second: int) -> None:
+    optim = Optim("sgd", lr=0.03, epochs=epochs)
+    config = replace(recipes.TRAIN["R32_C10"], penalty=-2.5, optim=optim)
+    found = parsed_finetune(next_arguments(config, Path("my run/model")))
+    assert (found.model, found.pretrained, found.penalty) == ("R32_C10", "my run/model", -2.5)
+    assert (found.optim.optimizer, found.optim.lr, found.optim.epochs) == ("sgd", 0.03, second)
+
+
 # --- the pipeline
 
 
@@ -205,9 +229,11 @@ def test_pipeline_as_a_user_types_it(dense: Path, tmp_path: Path) -> None:
     shutil.copytree(dense, tmp_path / "runs" / "smoke_resnet")
     few = ["--recipe", "smoke", "--epochs", "3", "--curriculum-step", "3"]
     printed = succeeded(cli.train, *few, cwd=tmp_path)
-    assert "next: blockdrop-finetune --recipe smoke" in printed
+    next_one = "--model resnet20 --pretrained runs/blockdrop-smoke/model --epochs 1 --optimizer adam --lr 0.003"
+    assert f"next: blockdrop-finetune {next_one} --penalty -1.0 --dataset digits\n" in printed
     said = run([script("blockdrop-finetune"), "--recipe", "smoke", "--max_epochs", "2"], tmp_path)
     assert "all blocks, before this fine-tuning" in said.stdout
+    assert "next: blockdrop-eval --model runs/blockdrop-smoke-finetuned/model --dataset digits\n" in said.stdout
     assert "Warning" not in said.stderr
     folder = tmp_path / "runs" / "blockdrop-smoke-finetuned"
     evaluation = ["--model", "runs/blockdrop-smoke-finetuned/model", "--output", "eval.json", "--repeats", "2"]

@@ -8,11 +8,13 @@ Runs on one process, or on several by `accelerate launch -m blockdrop.finetune -
 from __future__ import annotations
 
 import copy
+import shlex
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from resless import optim
+from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.run import Run
@@ -70,6 +72,7 @@ def finetune(config: FinetuneConfig) -> Path:
                 run.log(**decisions(net, held_out, run.accelerator).record("held_out", config.penalty))
 
         folder = report(run, net, data, test_images, dense=dense)
+        run.say(f"next: blockdrop-eval --model {shlex.quote(str(folder))} {source_options(config.data)}")
     return folder
 
 

@@ -8,8 +8,8 @@
 
 All use Adam, at 1e-3 (curriculum) and 1e-4 (fine-tuning, x0.1 at epoch 1,600 on CIFAR). They train on all training
 images, select nothing, and report the last epoch. The curriculum needs a trained network: `--backbone`.
-`R32_C10_short` is a schedule of three quarters of an hour on one core with bf16 units, `R32_C10_short_again` half an
-hour more of fine-tuning; `smoke` is half a minute on the embedded digits, after `resless-train --recipe smoke_resnet`.
+`R32_C10_short` is a schedule of 35 to 42 minutes on one core with bf16 units, `R32_C10_short_again` 21 to 23 more of
+fine-tuning; `smoke` is half a minute on the embedded digits, after `resless-train --recipe smoke_resnet`.
 """
 
 from __future__ import annotations

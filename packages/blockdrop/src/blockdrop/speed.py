@@ -80,7 +80,7 @@ def measure(
         "batch_size": batch_size,
         "images": len(images),
         "environment": timings["dense"].environment | {"batch_size": batch_size},
-        "images_per_second": {name: 1000 * len(images) / timing.median_ms for name, timing in timings.items()},
+        "images_per_second": {name: timing.images_per_second for name, timing in timings.items()},
         "speedup": vars(faster),
         "masked_speedup": vars(speedup(timings["dense"], timings["masked"])),
         "ideal_speedup": ideal,

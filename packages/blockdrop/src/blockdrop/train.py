@@ -8,10 +8,12 @@ several by `accelerate launch -m blockdrop.train --model R110_C10 --backbone FOL
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 
 from resless import optim
+from resless.config import source_options
 from resless.data.pipeline import Pipeline
 from resless.run import Run
 from torch import Tensor
@@ -20,11 +22,13 @@ from blockdrop import loading, method
 from blockdrop.config import TrainConfig
 from blockdrop.evaluate import all_blocks, decisions, report
 from blockdrop.model import BlockDropNet
-from blockdrop.recipes import FINETUNE
+from blockdrop.recipes import FINETUNE, TRAIN
 from blockdrop.rollouts import CurriculumRollouts
 
 BACKBONE_IMAGES = 2000
 LEAST_BACKBONE_TOP1 = 0.5
+FINETUNING_EPOCH = 3
+"""Epochs of the curriculum, in which no gradient passes through the residual network, that one of fine-tuning takes."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -81,12 +85,15 @@ def train(config: TrainConfig) -> Path:
 
 
 def next_arguments(config: TrainConfig, folder: Path) -> str:
-    """What goes on from here: the recipe that starts from this folder, or the network and data of this run."""
-    where = f" --data-dir {config.data.data_dir}" if config.data.data_dir else ""
-    for name, recipe in FINETUNE.items():
-        if recipe.pretrained == str(folder):
-            return f"--recipe {name}{where}"
-    return f"--model {config.model} --pretrained {folder} --dataset {config.data.dataset}{where}"
+    """What goes on from here: this run's recipe; of a run by no recipe, a fine-tuning that takes about as long."""
+    settings, wanted = config.optim, (config.model, config.optim)
+    same = [name for name, recipe in TRAIN.items() if (recipe.model, recipe.optim) == wanted and name in FINETUNE]
+    words = ["--recipe", same[0]] if same else ["--model", config.model]
+    words += ["--pretrained", str(folder)]
+    if not same:  # the name of a model alone may choose the paper's thousands of epochs
+        words += ["--epochs", str(max(1, round(settings.epochs / FINETUNING_EPOCH)))]
+        words += ["--optimizer", settings.optimizer, "--lr", str(settings.lr), "--penalty", str(config.penalty)]
+    return f"{shlex.join(words)} {source_options(config.data)}"
 
 
 def say_backbone(run: Run, net: BlockDropNet, data: Pipeline) -> None:
