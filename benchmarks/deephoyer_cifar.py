@@ -3,10 +3,10 @@
     python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet20-12fca82f.th
 
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
-budget, fine-tuned, compacted. Larger strengths go with smaller budgets; the regularisers see
-whole channels, those that end in `-own` the groups of each tensor by itself, as in the paper. The thinner networks have the same share of
-every width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its
-own; finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
+budget, fine-tuned, compacted. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
+end in `-own` the groups of each tensor by itself, as in the paper. The thinner networks have the same share of every
+width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its own;
+finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
 collect them. `--quick` is a try of everything on the embedded digits, which takes a minute and writes no result file.
 """
 

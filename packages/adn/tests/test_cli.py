@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from adn.model import AdaptiveNet, create
 from adn.original import original_keys
 from resless import models, weights
 from resless.cli import evaluate as dense_eval
+from resless.config import SourceConfig
 from resless.errors import InputError
 from resless.testing import environment, forked, metrics, refused, run, script, succeeded
 
@@ -35,8 +36,7 @@ def either_spelling(command: str) -> list[str]:
 RESNET50 = """--model resnet50 --batch-size 128
     --lr-scheduler multisteplr --lr-multi-steps 60 100 140 --epochs 150
     --norm-weight-decay 0 --bias-weight-decay 0
-    --output-dir /home/hslee/INU_RISE/02_AdaptiveDepthNetwork/checkpoint
-    --data-path /media/data/ILSVRC2012/"""
+    --output-dir checkpoint --data-path ILSVRC2012"""
 MOBILENET = """--model mobilenet_v2 --epochs 300 --lr 0.1 --wd 0.00001 --lr-scheduler multisteplr
     --lr-multi-steps 150 225 285 --batch-size 128 --norm-weight-decay 0 --bias-weight-decay 0
     --output-dir checkpoint --data-path ILSVRC2012"""
@@ -87,8 +87,8 @@ def test_the_authors_resnet(command: str, trainings: Callable[[str], TrainConfig
     assert (config.model, optim.batch_size, optim.epochs, optim.milestones) == ("resnet50", 128, 150, (60, 100, 140))
     assert (optim.schedule, optim.norm_weight_decay, optim.bias_weight_decay) == ("multisteplr", 0, 0)
     assert (optim.optimizer, optim.lr, optim.weight_decay) == ("sgd", 0.1, 1e-4)
-    assert config.run.run_dir == "/home/hslee/INU_RISE/02_AdaptiveDepthNetwork/checkpoint"
-    assert (data.dataset, data.data_dir, data.stream) == ("imagenet", "/media/data/ILSVRC2012/", True)
+    assert config.run.run_dir == "checkpoint"
+    assert (data.dataset, data.data_dir, data.stream) == ("imagenet", "ILSVRC2012", True)
 
 
 @pytest.mark.parametrize("command", either_spelling(MOBILENET))
@@ -153,7 +153,7 @@ def test_mixed_precision_has_the_authors_name_and_ours(trainings: Callable[[str]
 EVALUATIONS = [
     (
         """--model resnet50 --test-only --resume checkpoint/model_145.pth --batch-size 256
-        --skip-cfg False False False False  --data-path /media/data/ILSVRC2012""",
+        --skip-cfg False False False False  --data-path ILSVRC2012""",
         ("resnet50", "checkpoint/model_145.pth", False, (False,) * 4),
     ),
     (
@@ -188,6 +188,7 @@ def test_the_authors_evaluations(
 ) -> None:
     config = evaluations(command)
     assert (config.model, config.weights, config.ema, config.skip_cfg) == expected
+    assert (config.shortcut, config.second_norms) == (None, True)
     assert config.batch_size == 256
     assert (config.data.dataset, config.data.stream) == ("imagenet", True)
     assert str(config.data.data_dir).endswith("ILSVRC2012")
@@ -198,6 +199,17 @@ def test_the_authors_evaluations(
 def test_a_model_folder_can_be_tested_only(evaluations: Callable[[str], EvalConfig], tmp_path: Path) -> None:
     config = evaluations(f"--test-only --resume {tmp_path} --model-ema")
     assert (config.model, config.weights, config.ema, config.skip_cfg) == (str(tmp_path), None, False, None)
+
+
+def test_options_of_the_network_are_those_of_the_file_that_is_tested(
+    evaluations: Callable[[str], EvalConfig],
+) -> None:
+    config = evaluations("--model resnet14 --shortcut subsample --no-second-norms --test-only --resume authors.pth")
+    assert (config.model, config.weights) == ("resnet14", "authors.pth")
+    assert (config.shortcut, config.second_norms) == ("subsample", False)
+    assert evaluations("--model resnet14 --weights authors.pth --shortcut subsample --no-second-norms") == replace(
+        config, batch_size=EvalConfig.batch_size, data=SourceConfig()
+    )
 
 
 def test_flags_after_an_option_are_true_or_false(evaluations: Callable[[str], EvalConfig]) -> None:
@@ -211,8 +223,8 @@ def test_flags_after_an_option_are_true_or_false(evaluations: Callable[[str], Ev
 # --- help
 
 
-def helped(name: str, *args: str) -> tuple[str, float]:
-    """What a command's help prints, its borders taken away, and its CPU seconds; asserts that nothing heavy loads."""
+def helped(name: str, *args: str) -> str:
+    """What a command's help prints, its borders taken away; asserts that nothing heavy loads."""
     code = (
         "import sys\nfrom adn import cli\n"
         f"sys.argv = ['prog', *{args!r}, '--help']\n"
@@ -222,14 +234,11 @@ def helped(name: str, *args: str) -> tuple[str, float]:
         "    heavy = {'torch', 'torchvision', 'accelerate', 'datasets', 'matplotlib', 'numpy'} & sys.modules.keys()\n"
         "    print('imported:', sorted(heavy))\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     narrow = environment() | {"COLUMNS": "80"}  # on a wide terminal, columns stand side by side
     done = subprocess.run([sys.executable, "-c", code], env=narrow, capture_output=True, text=True, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert "imported: []" in done.stdout
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return " ".join(done.stdout.replace("│", " ").split()), seconds
+    return " ".join(done.stdout.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -253,8 +262,7 @@ def helped(name: str, *args: str) -> tuple[str, float]:
 def test_help_shows_the_values_of_the_recipe_and_imports_nothing_heavy(
     name: str, args: list[str], shown: list[str]
 ) -> None:
-    printed, seconds = helped(name, *args)
-    assert seconds < 1, "half a second, on a machine that is not busy"
+    printed = helped(name, *args)
     for text in [f"usage: adn-{name} ", *shown]:
         assert text in printed
 
@@ -369,6 +377,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--test-only --resume FILES/model --skip-cfg yes",
             "--skip-cfg is 'yes', but must be True or False",
         ),
+        (
+            cli.train,
+            "--model resnet14 --shortcut avgpool --test-only --resume FILES/model",
+            "--shortcut is 'avgpool', but must be conv, as in FILES/model, or left out",
+        ),
+        (
+            cli.train,
+            "--no-second-norms --test-only --resume FILES/model",
+            "--second-norms is False, but must be left out: FILES/model has second norms",
+        ),
+        (
+            cli.train,
+            "--model resnet32 --test-only --resume FILES/model",
+            "--model is 'resnet32', but must be resnet14, which FILES/model holds, or left out",
+        ),
         (cli.train, "--model resnet14 --skip-cfg True True True", "but must be given with --test-only"),
         (cli.train, "--model swin", "unknown model 'swin': did you mean swin_t"),
         (cli.train, "--model resnet21", "depth is 21, but must be 6n+2"),
@@ -420,7 +443,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     pictures = picture_folder(40) if "PICTURES" in arguments else ""
     arguments = arguments.replace("FILES", str(files)).replace("PICTURES", pictures)
-    assert message in refused(entry, *arguments.split(), cwd=tmp_path)
+    assert message.replace("FILES", str(files)) in refused(entry, *arguments.split(), cwd=tmp_path)
 
 
 def test_scripts_refuse_bad_values_in_one_sentence(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_recipes_are_the_papers() -> None:
         ({"test_only": True}, "--resume is missing: give the model folder, or the checkpoint, that --test-only"),
         ({"test_only": True, "run": Run(resume="auto")}, "--resume is missing"),
         ({"skip_cfg": (True, True, True)}, "--skip-cfg is (True, True, True), but must be given with --test-only"),
+        ({"alone": "base", **TEST_ONLY}, "--alone is 'base', but must be left out with --test-only"),
+        ({"pretrained": "y", **TEST_ONLY}, "--pretrained is 'y', but must be left out with --test-only"),
     ],
 )
 def test_trainings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
@@ -144,7 +146,7 @@ def test_schedules_that_cannot_be(fields: dict[str, Any], message: str) -> None:
         ({"latency_batches": (1, 0)}, "--latency-batches is (1, 0), but must be 1 or more each"),
         ({"ema": True}, "--ema is True, but must be given with --weights"),
         ({"output": "nowhere/x.json"}, "--output is 'nowhere/x.json', but must be a file in a folder that exists"),
-        ({"plot": "x.doc"}, "--plot is 'x.doc', but must be a .png file"),
+        ({"plot": "x.pdf"}, "--plot is 'x.pdf', but must be a .png file"),
     ],
 )
 def test_evaluations_that_cannot_be(fields: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,23 @@ def test_the_authors_checkpoints_are_evaluated(checkpoint: Path, trained: Path) 
     assert main(config) == json.loads((trained / "result.json").read_text())["configurations"]
     last = main(EvalConfig(model="resnet14", weights=str(checkpoint), skip_cfg=(False,) * 3))
     assert last["FFF"]["top1"] < 0.4
+
+
+@pytest.mark.parametrize(
+    "options", [{"shortcut": "subsample"}, {"second_norms": False}, {"shortcut": "avgpool", "second_norms": False}]
+)
+def test_checkpoints_of_other_shortcuts_and_norms_are_evaluated(options: dict[str, Any], tmp_path: Path) -> None:
+    """As their model folder is, which says itself what it holds."""
+    torch.manual_seed(0)
+    net = create("resnet14", num_classes=10, in_channels=1, **options)
+    theirs = original_keys(net.net, net.state_dict())
+    torch.save({theirs[key]: tensor for key, tensor in net.state_dict().items()}, tmp_path / "a.pth")
+    weights.save_pretrained(net, tmp_path / "model")
+    folder = EvalConfig(model=str(tmp_path / "model"))
+    found = main(EvalConfig(model="resnet14", weights=str(tmp_path / "a.pth"), **options))
+    assert found == main(folder) == main(replace(folder, **options))
+    with pytest.raises(InputError, match="does not match the network"):
+        main(EvalConfig(model="resnet14", weights=str(tmp_path / "a.pth")))
 
 
 def test_two_processes_evaluate_every_image_once(trained: Path, tmp_path: Path) -> None:

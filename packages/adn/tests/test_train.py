@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,10 @@ from adn.model import AdaptiveNet, create
 from adn.schedule import MovingAverage
 from adn.train import TwoPaths, backward, network, train
 from resless import costs, models, weights
+from resless.cli import parse
 from resless.config import DataConfig, OptimConfig
 from resless.config import TrainConfig as DenseConfig
+from resless.data import load
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
 from resless.run import accelerator
@@ -36,6 +39,7 @@ from resless.testing import (
     metrics,
     refused,
     run,
+    succeeded,
     two_processes,
 )
 from resless.train import train as train_dense
@@ -341,6 +345,46 @@ def test_what_the_base_net_learns_from_matters(fields: dict[str, Any], training:
 # --- what is written
 
 
+def test_the_next_commands_do_what_they_say(
+    training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the folder is called, and of the images of the run; there is one depth only of a network alone."""
+    data = DataConfig(stream=True, image_size=16, val_resize_size=17, workers=0)
+    train(training(tmp_path / "a run", optim=NO_EPOCHS, data=data))
+    following = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:]]
+    model = ["--model", str(tmp_path / "a run" / "model")]
+    source = ["--dataset", "digits", "--image-size", "16", "--stream", "--workers", "0", "--val-resize-size", "17"]
+    output = str(tmp_path / "a run" / "base")
+    assert following == [
+        ["next:", "adn-eval", *model, "--repeats", "10", *source],
+        ["or:", "adn-extract", *model, "--skip-cfg", "True", "True", "True", "--output", output],
+    ]
+    parse(EvalConfig, {}, prog="", description="", args=following[0][2:])
+    succeeded(cli.extract, *following[1][2:], "--repeats", "0", cwd=tmp_path)
+    assert models.spec_of(weights.from_pretrained(output)).options["kept_blocks"] == (0, 2, 4)
+
+    train(training(tmp_path / "alone", optim=NO_EPOCHS, alone="base"))
+    assert "next:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("alone", [None, "base"])
+def test_images_are_normalised_as_the_network_to_start_from_expects(
+    alone: str | None, training: Training, tmp_path: Path
+) -> None:
+    statistics = {"mean": [0.7], "std": [0.125]}
+    net = models.create("resnet14", in_channels=1)
+    weights.save_pretrained(net, tmp_path / "dense", preprocessing={"image_size": 8, **statistics})
+    folder = train(training(tmp_path / "run", pretrained=str(tmp_path / "dense"), optim=NO_EPOCHS, alone=alone))
+    assert weights.read_config(folder)["preprocessing"] == {"image_size": 8, **statistics}
+    images, labels = next(iter(Pipeline(DataConfig(), 0, Shards(), statistics).evaluation(load("digits", "test"), 120)))
+    with torch.inference_mode():
+        loss = F.cross_entropy(weights.from_pretrained(folder)(images), labels)
+    assert result_of(tmp_path / "run")["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    contradicting = DataConfig(normalize="pixel")
+    with pytest.raises(InputError, match="--normalize is 'pixel', but must be left out"):
+        train(training(tmp_path / "other", pretrained=str(tmp_path / "dense"), data=contradicting))
+
+
 def test_both_ends_are_measured_on_held_out_images(training: Training, tmp_path: Path) -> None:
     folder = train(training(tmp_path / "run", data=DataConfig(pad=1, holdout=0.25), test_all=False))
     records = metrics(tmp_path / "run")
@@ -549,7 +593,7 @@ def test_a_size_that_a_transformer_cannot_take_is_refused_before_the_training(
     picture_folder: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train_module, "create", lambda *_, **__: make(family))
+    monkeypatch.setattr(train_module, "create_for", lambda *_, **__: make(family))
     stream = crop is not None
     source = DataConfig(picture_folder(side), stream=stream, workers=0, train_crop_size=crop)
     data = Pipeline(replace(source, image_size=side), 0, Shards())

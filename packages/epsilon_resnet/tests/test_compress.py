@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,14 @@ from epsilon_resnet import loading
 from epsilon_resnet.compress import Block, blocks_of, compress, without
 from epsilon_resnet.compress import main as write_compressed
 from epsilon_resnet.config import CompressConfig, Optim, Run, TrainConfig
+from epsilon_resnet.method import relative_size
 from epsilon_resnet.model import EpsilonResNet, create
+from epsilon_resnet.report import say_next
 from epsilon_resnet.train import train
 from PIL import Image
 from resless import costs, models, weights
+from resless.cli import parse
+from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
 from resless.evaluate import evaluate
@@ -458,6 +464,54 @@ def test_blocks_that_a_run_called_gone_for_good_are_by_its_own_bound(planted: st
     write_compressed(compressing(tmp_path / "run"))
     config = weights.read_config(tmp_path / "run" / "compressed")
     assert config["model"]["options"]["kept_blocks"] == [0, 2, 3, 5]
+
+
+def said_next(net: EpsilonResNet, folder: Path, **fields: Any) -> list[list[str]]:
+    """The lines with which a run of this network ends, as a shell reads them; it lies in the run's folder."""
+    lines: list[str] = []
+    run: Any = SimpleNamespace(folder=folder, say=lines.append)
+    say_next(run, TrainConfig(n=2, **fields), net)
+    saved(net, folder / "model")
+    return [shlex.split(line) for line in lines]
+
+
+def write_as_said(words: list[str]) -> None:
+    write_compressed(parse(CompressConfig, {}, prog="", description="", args=[*words, "--repeats", "0"]))
+
+
+@pytest.mark.parametrize(
+    ("size", "weight_bound", "options"),
+    [(0.01, 0.05, []), (0.01, 0.001, []), (0.08, 0.1, ["--weight-bound", "0.1"])],
+)
+def test_the_command_that_a_run_names_compresses(
+    size: float, weight_bound: float, options: list[str], tmp_path: Path
+) -> None:
+    """By the run's own bound where that is wider than the command's, whatever the folder is called."""
+    net, folder = gated(closed=(1,)), tmp_path / "a run"
+    block: Any = list(net.blocks())[1]
+    with torch.no_grad():
+        for conv in (block.conv1, block.conv2):
+            conv.weight.mul_(size / relative_size(conv.weight))
+    (words,) = said_next(net, folder, weight_bound=weight_bound)
+    assert words == ["next:", "epsilon-resnet-compress", "--model", str(folder), *options]
+    write_as_said(words[2:])
+    assert weights.read_config(folder / "compressed")["model"]["options"]["kept_blocks"] == [0, 2, 3, 4, 5]
+
+
+def test_the_command_that_a_run_names_forces_what_has_not_decayed(tmp_path: Path) -> None:
+    net, folder, data = gated(closed=(1,), undecayed=(3, 4)), tmp_path / "a run", DataConfig(image_size=8)
+    warning, words = said_next(net, folder, weight_bound=0.1, data=data)
+    assert " ".join(warning).startswith("blocks 3, 4 discarded, but not gone for good: ")
+    source = ["--dataset", "digits", "--image-size", "8"]
+    assert words == ["next:", "epsilon-resnet-compress", "--model", str(folder), "--force", *source]
+    with pytest.raises(InputError, match="discarded, but not gone for good: blocks 3 "):
+        write_as_said([word for word in words[2:] if word != "--force"])
+    write_as_said(words[2:])
+    assert weights.read_config(folder / "compressed")["model"]["options"]["kept_blocks"] == [0, 2, 5]
+
+
+def test_a_run_without_discarded_blocks_names_no_command(tmp_path: Path) -> None:
+    assert said_next(gated(), tmp_path / "run") == []
 
 
 def test_where_it_was_written_is_said_in_one_piece(

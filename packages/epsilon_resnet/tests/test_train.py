@@ -419,6 +419,30 @@ def test_the_next_command_is_said_where_blocks_are_gone(
 
 
 @small
+def test_blocks_that_are_not_gone_yet_are_said_with_the_next_command(
+    planted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are discarded from the first of 16 steps on, their weights small, which is too short a time."""
+    train(training(tmp_path / "run", pretrained=planted, retire_after=0, optim=replace(OPTIM, epochs=4)))
+    said = capsys.readouterr().out
+    assert "\nblocks 1, 4 discarded, but not gone for good: train for longer, or drop all that is discarded" in said
+    assert said.endswith(f"next: epsilon-resnet-compress --model {tmp_path / 'run'} --force --dataset digits\n")
+
+
+@small
+def test_images_are_normalised_as_the_network_to_start_from_expects(tmp_path: Path) -> None:
+    expected = {"image_size": 8, "mean": [0.7], "std": [0.125]}
+    net = models.create("preresnet14", in_channels=1, **TrainConfig(n=2).backbone_options)
+    weights.save_pretrained(net, tmp_path / "dense", preprocessing=expected)
+    options: dict[str, Any] = {"pretrained": str(tmp_path / "dense"), "optim": replace(OPTIM, epochs=0)}
+    folder = train(training(tmp_path / "run", **options))
+    assert weights.read_config(folder)["preprocessing"] == expected
+    assert json.loads((tmp_path / "run" / "network.json").read_text())["preprocessing"] == expected
+    with pytest.raises(InputError, match="--normalize is 'pixel', but must be left out"):
+        train(training(tmp_path / "other", data=DataConfig(normalize="pixel"), **options))
+
+
+@small
 def test_training_in_bf16_and_channels_last_loses_the_same_blocks(planted: str, tmp_path: Path) -> None:
     options = {"mixed_precision": "bf16", "channels_last": True}
     train(training(tmp_path / "run", options, pretrained=planted))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +25,7 @@ def train(config: TrainConfig) -> Evaluation:
     """Train `config.model`, write the run folder, and return its accuracy on the test images."""
     models.check_options(config.model, config.network.given())
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
-        data = Pipeline(config.data, config.run.seed, run.shards, _preprocessing(config))
+        data = Pipeline(config.data, config.run.seed, run.shards, weights.preprocessing_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
@@ -54,12 +53,6 @@ def train(config: TrainConfig) -> Evaluation:
         if run.accelerator.is_main_process:
             table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])
     return test
-
-
-def _preprocessing(config: TrainConfig) -> dict[str, Any]:
-    """What the network to start from expects of its images, where its folder says it."""
-    folder = config.pretrained
-    return weights.read_config(folder)["preprocessing"] if folder is not None and Path(folder).is_dir() else {}
 
 
 def _network(config: TrainConfig, images: Images | Stream) -> nn.Module:

@@ -144,6 +144,15 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def preprocessing_of(source: str | None) -> dict[str, Any]:
+    """What the network to start from expects of its images: as its model folder says; {} for a file, or for none.
+
+    Raises:
+        InputError: a folder without a valid config.json.
+    """
+    return read_config(source)["preprocessing"] if source is not None and Path(source).is_dir() else {}
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of a model folder's config.json.
 

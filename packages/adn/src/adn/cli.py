@@ -95,13 +95,25 @@ def as_evaluation(config: configs.TrainConfig) -> configs.EvalConfig:
     """What `--test-only --resume FILE` asks for."""
     source = str(config.run.resume)
     folder = Path(source).is_dir()
+    if folder and config.model != configs.TrainConfig.model:  # the default is no wish
+        check_model(config.model, source)
     return configs.EvalConfig(
         model=source if folder else config.model,
         weights=None if folder else source,
         ema=config.optim.model_ema and not folder,
+        shortcut=config.shortcut,
+        second_norms=config.second_norms,
         skip_cfg=config.skip_cfg,
         batch_size=config.optim.batch_size,
         mixed_precision=config.run.mixed_precision,
         channels_last=config.run.channels_last,
         data=config.data,
     )
+
+
+def check_model(name: str, folder: str) -> None:
+    """Raise InputError if a folder holds another network of adaptive depth than `--model` names."""
+    from resless import weights
+
+    found = weights.read_config(folder)["model"]["options"].get("backbone", name)
+    check(found == name, "--model", name, f"{found}, which {folder} holds, or left out")

@@ -114,7 +114,8 @@ class TrainConfig:
     two_passes: bool = False
     """Go backward after each of the two forward passes: less memory, the same step; on one process only."""
     pretrained: str | None = None
-    """Model folder or checkpoint of the plain network to start from; None starts from fresh weights."""
+    """Model folder or checkpoint of the plain network to start from; None starts from fresh weights. Images are
+    normalised as a model folder says."""
     test_only: bool = False
     """Evaluate what --resume names, and train nothing."""
     skip_cfg: tuple[bool, ...] | None = None
@@ -138,6 +139,9 @@ class TrainConfig:
         both = self.fpn or self.two_passes
         check(self.alone is None or not both, "--alone", self.alone, "left out with --fpn and --two-passes")
         check(self.skip_cfg is None or self.test_only, "--skip-cfg", self.skip_cfg, "given with --test-only")
+        for name in ("alone", "pretrained"):
+            value = getattr(self, name)
+            check(value is None or not self.test_only, f"--{name}", value, "left out with --test-only")
         if self.test_only and self.run.resume in (None, "auto"):
             raise InputError(
                 "--resume is missing: give the model folder, or the checkpoint, that --test-only is to test"
@@ -154,6 +158,10 @@ class EvalConfig:
     """The authors' checkpoint of the network that --model names."""
     ema: bool = False
     """Take the moving average in that checkpoint."""
+    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
+    """Shortcut of a CIFAR ResNet in that checkpoint; None means conv. A model folder says it itself."""
+    second_norms: bool = True
+    """Whether that checkpoint has norms of their own for the base-net; a model folder says it itself."""
     skip_cfg: tuple[bool, ...] | None = None
     """For each stage, whether it skips; None evaluates every configuration."""
     split: Literal["test", "train"] = "test"
@@ -173,7 +181,7 @@ class EvalConfig:
     output: str | None = None
     """JSON file to write the result to."""
     plot: str | None = None
-    """Picture to draw: accuracy against MACs, and against latency where it is measured."""
+    """Picture (.png) to draw: accuracy against MACs, and against latency where it is measured."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
@@ -185,9 +193,7 @@ class EvalConfig:
         )
         check(not self.ema or self.weights is not None, "--ema", self.ema, "given with --weights")
         check_output(self.output)
-        check(
-            self.plot is None or Path(self.plot).suffix in (".png", ".pdf", ".svg"), "--plot", self.plot, "a .png file"
-        )
+        check(self.plot is None or Path(self.plot).suffix == ".png", "--plot", self.plot, "a .png file")
 
 
 @dataclass(frozen=True)

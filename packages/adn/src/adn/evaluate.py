@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resless import costs, latency, weights
+from resless import costs, latency, models, weights
 from resless.calibrate import calibration_batches, recalibrate
+from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, Shards, check_fit
-from resless.errors import InputError
+from resless.errors import InputError, check
 from resless.evaluate import Evaluation, evaluate_each
 from resless.files import write_text
 from resless.report import table
@@ -21,9 +22,10 @@ from resless.run import Run
 from resless.run import accelerator as new_accelerator
 from torch import Tensor, nn
 
+from adn import backbones
 from adn.config import EvalConfig
 from adn.extract import extract
-from adn.model import AdaptiveNet, Skip, create, load_original
+from adn.model import AdaptiveNet, Skip, create_for, load_original
 from adn.plot import draw
 
 
@@ -113,7 +115,7 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     preprocessing = weights.read_config(config.model)["preprocessing"] if folder else {}
     data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), preprocessing)
     images = data.train if config.split == "train" else data.test
-    net = loaded(config, images.num_classes, images.image_shape)
+    net = loaded(config, images)
     check_fit(net, images)
     net.check_size(*images.image_shape[-2:])
     wanted = net.configurations() if config.skip_cfg is None else [net.check_skip(config.skip_cfg)]
@@ -134,7 +136,7 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     if accelerator.is_main_process:
         if config.repeats:
             add_latency(net, configurations, images.image_shape, config)
-        show(configurations, f"{config.weights or config.model}, {first_images(found)} {config.split} images")
+        show(configurations, f"{config.weights or config.model}, {image_count(found):,} {config.split} images")
         if config.output is not None:
             write_text(Path(config.output), json.dumps(configurations, indent=1) + "\n")
             print(f"wrote {config.output}")
@@ -144,7 +146,7 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     return configurations
 
 
-def loaded(config: EvalConfig, num_classes: int, image_shape: Sequence[int]) -> AdaptiveNet:
+def loaded(config: EvalConfig, images: Images | Stream) -> AdaptiveNet:
     """The network of a model folder, or of the authors' checkpoint for the network that `--model` names.
 
     Raises:
@@ -155,11 +157,21 @@ def loaded(config: EvalConfig, num_classes: int, image_shape: Sequence[int]) -> 
         if not isinstance(net, AdaptiveNet):
             kind = type(net).__name__
             raise InputError(f"{config.model} holds a {kind}, which has one depth: evaluate it with resless-eval")
+        check_options(config, net)
         return net
-    options: dict[str, Any] = {"image_size": image_shape[-1]} if config.model.startswith("vit_") else {}
-    adaptive = create(config.model, num_classes=num_classes, in_channels=image_shape[0], **options)
+    adaptive = create_for(config.model, images, shortcut=config.shortcut, second_norms=config.second_norms)
     load_original(adaptive, config.weights, ema=config.ema)
     return adaptive.eval()
+
+
+def check_options(config: EvalConfig, net: AdaptiveNet) -> None:
+    """Raise InputError for options of the network that its model folder contradicts."""
+    options = models.spec_of(net).options
+    found = {**backbones.option_defaults(options["backbone"]), **options["backbone_options"]}.get("shortcut")
+    allowed = f"{found}, as in {config.model}, or left out" if found else "left out"
+    check(config.shortcut in (None, found), "--shortcut", config.shortcut, allowed)
+    alike = config.second_norms or net.skip_norms is None
+    check(alike, "--second-norms", config.second_norms, f"left out: {config.model} has second norms")
 
 
 def add_latency(
@@ -181,9 +193,9 @@ def add_latency(
             )
 
 
-def first_images(found: Mapping[str, Evaluation]) -> str:
-    """How many images were evaluated, for a title."""
-    return f"{next(iter(found.values())).images:,}"
+def image_count(found: Mapping[str, Evaluation]) -> int:
+    """How many images were evaluated, the same for each configuration."""
+    return next(iter(found.values())).images
 
 
 if __name__ == "__main__":

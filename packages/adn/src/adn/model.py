@@ -10,7 +10,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from resless import models, weights
@@ -20,6 +20,9 @@ from torchvision.models import SwinTransformer, VisionTransformer
 
 from adn import backbones, convert
 from adn.original import from_plain, original_keys
+
+if TYPE_CHECKING:
+    from resless.data import Images, Stream
 
 Skip = tuple[bool, ...]
 """One flag a stage, in order: whether it skips its skippable blocks."""
@@ -164,6 +167,23 @@ def create(
     }
     model.spec = models.Spec("adn", num_classes, in_channels, described)  # type: ignore[assignment]
     return model
+
+
+def create_for(name: str, images: Images | Stream, *, shortcut: str | None, second_norms: bool) -> AdaptiveNet:
+    """A network for these images: `create` with their classes, channels and, where it matters, size.
+
+    Args:
+        name: as of `create`.
+        images: [C, H, W] each.
+        shortcut: of a CIFAR ResNet; None leaves it to the network.
+        second_norms: as of `create`.
+    """
+    in_channels, _, width = images.image_shape
+    options: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
+    if name.startswith("vit_"):
+        options["image_size"] = width
+    size = {"num_classes": images.num_classes, "in_channels": in_channels}
+    return create(name, **size, second_norms=second_norms, **options)
 
 
 def build(

@@ -36,11 +36,6 @@ def from_plain(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Ten
     return {NET + key: tensor for key, tensor in state.items()} | second
 
 
-def to_plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The plain network's part of our state dict: the super-net, under torchvision's names."""
-    return {key.removeprefix(NET): tensor for key, tensor in state.items() if key.startswith(NET)}
-
-
 def _original_names(net: nn.Module) -> Callable[[str], str]:
     """torchvision's name of a tensor -> the authors' name."""
     if isinstance(net, SwinTransformer):

@@ -122,7 +122,7 @@ TRAIN: dict[str, TrainConfig] = {
         ),
     ),
     **{f"resnet{depth}": replace(_CIFAR, model=f"resnet{depth}") for depth in (20, 32, 56, 110)},
-    # Half an hour on one core with bf16 units: fewer epochs, along a cosine, and the weight decay of short schedules.
+    # 51 minutes on one busy core with bf16 units: few epochs, along a cosine, and the weight decay of short schedules.
     "resnet20_short": replace(
         _CIFAR,
         model="resnet20",

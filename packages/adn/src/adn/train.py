@@ -7,12 +7,14 @@ Runs on one process, or on several by `accelerate launch -m adn.train --model re
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from resless import optim
+from resless import optim, weights
+from resless.config import source_options
 from resless.data.pipeline import Pipeline
 from resless.errors import check
 from resless.evaluate import evaluate_each
@@ -24,7 +26,7 @@ from adn.config import TrainConfig
 from adn.evaluate import letters, report
 from adn.extract import extract
 from adn.mix import mixing
-from adn.model import AdaptiveNet, create, load_plain
+from adn.model import AdaptiveNet, create_for, load_plain
 from adn.schedule import MovingAverage, learning_rate, parameter_groups
 
 
@@ -65,7 +67,7 @@ def train(config: TrainConfig) -> Path:
     """
     label = f"adn-{config.model}-{config.data.dataset}" + (f"-{config.alone}-alone" if config.alone else "")
     with Run(config, "adn-train", label) as run:
-        data = Pipeline(config.data, config.run.seed, run.shards)
+        data = Pipeline(config.data, config.run.seed, run.shards, weights.preprocessing_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
@@ -100,19 +102,15 @@ def train(config: TrainConfig) -> Path:
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate_each(trained, forwards(trained, config.test_all), test_images, run.accelerator)
         folder = report(run, trained, data, test)
+        if isinstance(trained, AdaptiveNet):
+            say_next(run, config, trained, folder)
     return folder
 
 
 def network(config: TrainConfig, data: Pipeline) -> nn.Module:
     """The network of adaptive depth for these images; with --alone, the plain one of its largest or smallest depth."""
-    images = data.train
-    options: dict[str, Any] = {"second_norms": config.second_norms}
-    if config.shortcut is not None:
-        options["shortcut"] = config.shortcut
-    if config.model.startswith("vit_"):
-        options["image_size"] = images.image_shape[-1]
-    net = create(config.model, num_classes=images.num_classes, in_channels=images.image_shape[0], **options)
-    net.check_size(*images.image_shape[-2:])
+    net = create_for(config.model, data.train, shortcut=config.shortcut, second_norms=config.second_norms)
+    net.check_size(*data.train.image_shape[-2:])
     if config.data.train_crop_size is not None:
         net.check_size(config.data.train_crop_size, config.data.train_crop_size)
     if config.pretrained is not None:
@@ -186,6 +184,14 @@ def detached(outputs: Outputs) -> Outputs:
 
 def _base_part(outputs: Outputs) -> dict[str, Any]:
     return {"base_logits": outputs.base_logits, "base_features": outputs.base_features}
+
+
+def say_next(run: Run, config: TrainConfig, net: AdaptiveNet, folder: Path) -> None:
+    """Say what measures every depth, and what makes the smallest a network of its own."""
+    model, base = (shlex.quote(str(path)) for path in (folder, run.folder / "base"))
+    flags = " ".join(map(str, net.base_skip))
+    run.say(f"next: adn-eval --model {model} --repeats 10 {source_options(config.data)}")
+    run.say(f"or: adn-extract --model {model} --skip-cfg {flags} --output {base}")
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:

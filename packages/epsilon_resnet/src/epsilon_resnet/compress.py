@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def blocks_of(model: EpsilonResNet) -> list[Block]:
     return [Block(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
 
 
+def undecayed(blocks: Sequence[Block], weight_bound: float = WEIGHT_BOUND) -> list[Block]:
+    """The blocks that are discarded, but not gone: those that only `force` drops."""
+    return [block for block in blocks if block.is_discarded and not block.is_gone(weight_bound)]
+
+
 def compress(model: nn.Module, *, weight_bound: float = WEIGHT_BOUND, force: bool = False) -> nn.Module:
     """The plain pre-activation ResNet of the blocks that are not gone: no gates, no side head; in eval mode.
 
@@ -70,9 +76,8 @@ def compress(model: nn.Module, *, weight_bound: float = WEIGHT_BOUND, force: boo
     """
     model = gated(model)
     blocks = blocks_of(model)
-    undecayed = [block for block in blocks if block.is_discarded and not block.is_gone(weight_bound)]
-    if undecayed and not force:
-        raise InputError(_refusal(undecayed, weight_bound))
+    if (left := undecayed(blocks, weight_bound)) and not force:
+        raise InputError(_refusal(left, weight_bound))
     return without(model, [block.block for block in blocks if block.is_discarded])
 
 
@@ -93,13 +98,13 @@ def without(model: EpsilonResNet, dropped: list[int]) -> nn.Module:
     return plain.to(model.discarded.device).eval()
 
 
-def _refusal(undecayed: list[Block], weight_bound: float) -> str:
+def _refusal(left: list[Block], weight_bound: float) -> str:
     listed = ", ".join(
         f"{block.block} (in {100 * block.discarded:.3g} % of its last steps, weights at {100 * block.size:.3g} %)"
-        for block in undecayed
+        for block in left
     )
     return (
-        f"discarded, but not gone for good: block{'s' if len(undecayed) > 1 else ''} {listed}, where all steps and "
+        f"discarded, but not gone for good: block{'s' if len(left) > 1 else ''} {listed}, where all steps and "
         f"weights under {100 * weight_bound:g} % of their size at initialisation are asked for: train on, raise "
         "--weight-bound, or drop all that is discarded with --force"
     )
@@ -127,7 +132,7 @@ def main(config: CompressConfig) -> None:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
     small = compress(model, weight_bound=config.weight_bound, force=config.force)
     metrics = {name: value for name, value in known["metrics"].items() if name in ("images", "top1", "top5", "loss")}
-    if forced := [block.block for block in dropped if not block.is_gone(config.weight_bound)]:
+    if forced := [block.block for block in undecayed(dropped, config.weight_bound)]:
         running = without(model, [block.block for block in dropped if block.block not in forced])
         metrics |= _accuracies({"before": running, "after": small}, known["preprocessing"], config)
     example = torch.zeros(1, *known["image_shape"])

@@ -92,7 +92,8 @@ class TrainConfig:
     """A discarded block is gone when its convolutions' weights have decayed to so small a part of their size at
     initialisation (root mean square)."""
     pretrained: str | None = None
-    """Model folder, or checkpoint, of the plain pre-activation ResNet to start from; None starts from fresh weights."""
+    """Model folder, or checkpoint, of the plain pre-activation ResNet to start from; None starts from fresh weights.
+    Images are normalised as a model folder says: with a recipe that says otherwise, give --normalize channel."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)

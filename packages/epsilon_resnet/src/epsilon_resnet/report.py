@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from resless import models
+from resless.config import source_options
 from resless.data.pipeline import Pipeline
 from resless.evaluate import Evaluation
 from resless.files import write_text
@@ -15,8 +17,8 @@ from resless.report import table
 from resless.run import Run
 
 from epsilon_resnet import method
-from epsilon_resnet.blocks import BlockRecord
-from epsilon_resnet.compress import blocks_of
+from epsilon_resnet.blocks import BlockRecord, blocks_named
+from epsilon_resnet.compress import blocks_of, undecayed
 from epsilon_resnet.config import TrainConfig
 from epsilon_resnet.loading import BLOCKS, NETWORK
 from epsilon_resnet.model import EpsilonResNet
@@ -96,3 +98,19 @@ def finish(run: Run, net: EpsilonResNet, data: Pipeline, story: dict[str, Any], 
             [[f"{test.images:,}", error, f"{test.loss:.4f}", share]],
         )
     return folder
+
+
+def say_next(run: Run, config: TrainConfig, net: EpsilonResNet) -> None:
+    """Say which command drops the discarded blocks, where there are any, with the options that make it do so."""
+    blocks = blocks_of(net)
+    if not any(block.is_discarded for block in blocks):
+        return
+    command = f"next: epsilon-resnet-compress --model {shlex.quote(str(run.folder))}"
+    left = undecayed(blocks)
+    if left and not undecayed(blocks, config.weight_bound):
+        command += f" --weight-bound {config.weight_bound}"
+    elif left:
+        named = blocks_named([block.block for block in left])
+        run.say(f"{named} discarded, but not gone for good: train for longer, or drop all that is discarded by --force")
+        command += f" --force {source_options(config.data)}"
+    run.say(command)

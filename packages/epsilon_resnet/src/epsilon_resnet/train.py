@@ -22,7 +22,7 @@ from torch import nn
 from epsilon_resnet import method, model
 from epsilon_resnet.blocks import BlockRecord, blocks_named
 from epsilon_resnet.config import Optim, TrainConfig
-from epsilon_resnet.report import Story, finish
+from epsilon_resnet.report import Story, finish, say_next
 
 
 def train(config: TrainConfig) -> Path:
@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> Path:
     # A retired block gets no gradient.
     some_retire = config.retire_after > 0 or config.epsilon_stop is not None
     with Run(config, "epsilon-resnet-train", label, unused_parameters=some_retire) as run:
-        data = Pipeline(config.data, config.run.seed, run.shards)
+        data = Pipeline(config.data, config.run.seed, run.shards, weights.preprocessing_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
@@ -78,8 +78,7 @@ def train(config: TrainConfig) -> Path:
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate(gated, test_images, run.accelerator)
         folder = finish(run, net, data, story.write(record, schedule), test)
-        if record.retired or record.gone(config.weight_bound):
-            run.say(f"next: epsilon-resnet-compress --model {run.folder}")
+        say_next(run, config, net)
     return folder
 
 
