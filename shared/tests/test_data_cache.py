@@ -156,12 +156,13 @@ def test_of_several_processes_one_makes_and_the_others_wait(tmp_path):
 def test_process_killed_while_writing_leaves_nothing_in_the_way(tmp_path):
     killed = start_slow_process(tmp_path, 10)
     deadline = time.monotonic() + 30
-    while not (tmp_path / "made").exists() and time.monotonic() < deadline:
+    made = tmp_path / "made"
+    while not (made.exists() and made.read_text()) and time.monotonic() < deadline:  # it is there before it is written
         time.sleep(0.02)
     assert (tmp_path / "entry.partial").is_dir()
     killed.kill()
     killed.communicate()
     after = start_slow_process(tmp_path, 0)
     assert after.communicate(timeout=60)[0].split() == [str(4 * 190), "190", "20"]
-    assert (tmp_path / "made").read_text() == "xx"
+    assert made.read_text() == "xx"
     assert not (tmp_path / "entry.partial").exists()

@@ -257,7 +257,8 @@ def test_networks_are_traced_and_compute_the_same(name: str) -> None:
         model(images)
         model.eval()
         traced = torch.fx.symbolic_trace(model)
-        assert torch.equal(traced(images), model(images))
+    # With gradients: without, a network pools with other roundings than its trace, see `pooling.average`.
+    assert torch.equal(traced(images), model(images))
     kinds = {type(model.get_submodule(str(node.target))) for node in traced.graph.nodes if node.op == "call_module"}
     assert nn.Linear in kinds
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]

@@ -12,8 +12,8 @@ import torch
 from deephoyer import cli, method, recipes
 from deephoyer import config as configs
 from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
-from deephoyer.train import next_arguments
-from resless import costs, weights
+from deephoyer.train import next_arguments, penalty_of
+from resless import costs, models, weights
 from resless.cli import parse
 from resless.config import DataConfig
 from resless.errors import InputError
@@ -163,9 +163,12 @@ def next_command(said: str) -> list[str]:
     [
         (
             ("--model", "resnet8", "--reg", "hoyer_square"),
-            "--tied is True, but must be left out, or given with group_lasso",
+            "--tied is True, but must be off (--no-tied), or given with group_lasso",
         ),
-        (("--model", "lenet_300_100", "--reg", "group_lasso"), "--tied is True, but must be left out for a LeNet"),
+        (
+            ("--model", "lenet_300_100", "--reg", "group_lasso"),
+            "--tied is True, but must be off (--no-tied) for a LeNet",
+        ),
     ],
 )
 def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
@@ -181,3 +184,9 @@ def test_two_processes_train_the_same_network(tmp_path: Path) -> None:
     assert len(one) == 6
     for key in one:
         assert torch.allclose(one[key], two[key], atol=1e-4), key
+
+
+def test_a_recipe_that_ties_trains_without_a_regulariser_too() -> None:
+    config = parsed("--recipe", "resnet20_short", "--reg", "none")
+    assert (config.tied, config.regulariser) == (True, "none")
+    assert penalty_of(models.create("resnet8"), config, torch.zeros(1, 3, 8, 8), torch.device("cpu"))() == 0

@@ -90,8 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
         check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
-        structural = regulariser_name(self.reg, self.structural, self.model) in STRUCTURAL
-        check(not self.tied or structural, "--tied", self.tied, f"left out, or given with {', '.join(STRUCTURAL)}")
+        applies = self.regulariser in ("none", *STRUCTURAL) or not self.tied
+        check(applies, "--tied", self.tied, f"off (--no-tied), or given with {', '.join(STRUCTURAL)}")
 
     @property
     def regulariser(self) -> str:

@@ -101,7 +101,7 @@ def penalty_of(
         return lambda: torch.zeros((), device=device)
     if not config.tied:
         return partial(method.penalty, tensors, config.regulariser)
-    check(not isinstance(model, LENETS), "--tied", config.tied, "left out for a LeNet, whose layers are not tied")
+    check(not isinstance(model, LENETS), "--tied", config.tied, "off (--no-tied) for a LeNet: its layers are not tied")
     coupling = channels.coupling(model, example)
     names = [name for name in prunable(model) if name in coupling.rows]  # of layers that run
     tensors = [prunable(model)[name] for name in names]
