@@ -9,7 +9,6 @@ networks cost what they cost there. Finished steps below `--runs` are not repeat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import compare
 import tyro
 from _results import write
+from _runs import read_json
 from compare import Step, adn, blockdrop, claim, deephoyer, measure, run, take
 from resless import cli
 
@@ -85,10 +85,10 @@ def networks(options: Comparison) -> dict[str, Path]:
 
 
 def measured(options: Comparison) -> dict[str, Any]:
-    """What `resless-compare` found."""
+    """What `resless-compare` found, and where and from which commit the networks were trained."""
     measure(networks(options), options)
-    found: dict[str, Any] = json.loads((options.root / "comparison.json").read_text(encoding="utf-8"))
-    return {"networks": found["networks"], "environment": found["environment"]}
+    found, training = read_json(options.root / "comparison.json"), read_json(options.root / "dense" / "env.json")
+    return {"networks": found["networks"], "environment": found["environment"], "training": training["starts"]}
 
 
 if __name__ == "__main__":
