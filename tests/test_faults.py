@@ -25,7 +25,7 @@ from resless import checkpoint, models, weights
 from resless.run import Run
 from resless.testing import Ended, assert_same_run, entered, few_images, succeeded, undrawn
 
-KILLS = 4  # of each of the seven commands
+KILLS = 3  # of each of the seven commands
 Entry = Callable[[], None]
 COMMANDS: dict[str, tuple[Entry, list[str]]] = {
     "resless-train": (resless.cli.train, ["--recipe", "smoke_resnet"]),
