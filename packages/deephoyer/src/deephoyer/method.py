@@ -222,10 +222,10 @@ class Ties:
     A side of a weight is its filters, or its input channels.
     """
 
-    rows: tuple[Tensor, ...]
-    """Of each weight, the channel that each filter writes, int [O]."""
-    columns: tuple[Tensor | None, ...]
-    """Of each weight, the channel that each of its input channels is, int [I]; None where several filters differ."""
+    channels: Tensor
+    """The channel of every filter, weight by weight, then of every input channel, likewise, int [n]."""
+    reads: tuple[bool, ...]
+    """Of each weight, whether its input channels are among them: not those of grouped convolutions."""
     members: Tensor
     """Of each channel, in how many sides it is, [channels]; at least 1."""
     free: Tensor
@@ -241,13 +241,12 @@ class Ties:
         free = [side[can_go[side]] for side in sides]
         sizes = torch.tensor([len(side) for side in free])
         numbers = torch.arange(len(sides)).repeat_interleave(sizes)
-        return cls(tuple(rows), tuple(columns), members, torch.cat(free), numbers)
+        return cls(torch.cat(sides), tuple(column is not None for column in columns), members, torch.cat(free), numbers)
 
     def to(self, device: torch.device) -> Ties:
         """The same, on a device."""
-        rows = tuple(row.to(device) for row in self.rows)
-        columns = tuple(None if column is None else column.to(device) for column in self.columns)
-        return Ties(rows, columns, *(part.to(device) for part in (self.members, self.free, self.side)))
+        moved = (part.to(device) for part in (self.members, self.free, self.side))
+        return Ties(self.channels.to(device), self.reads, *moved)
 
 
 def tied_penalty(tensors: Sequence[Tensor], ties: Ties, regulariser: str) -> Tensor:
@@ -268,23 +267,19 @@ def tied_penalty(tensors: Sequence[Tensor], ties: Ties, regulariser: str) -> Ten
     """
     # Deviation: with the paper's, a channel of a residual stage is emptied in some layers, and stays as long as one
     # layer writes it.
-    rows, columns, squares = [], [], []
-    for tensor, row, column in zip(tensors, ties.rows, ties.columns, strict=True):
+    rows, columns = [], []
+    for tensor, reads in zip(tensors, ties.reads, strict=True):
         square = tensor.square().flatten(2).sum(2) if tensor.dim() > 2 else tensor.square()  # [O, I]
         if regulariser != "group_lasso":
             square = square * (max(square.shape) / square.sum().clamp_min(_SQUARE_SUM_OF_ZERO))
-        rows.append(row)
-        squares.append(square.sum(1))
-        if column is not None:
-            columns.append((column, square.sum(0)))
-    channels = torch.cat([*rows, *(column for column, _ in columns)])
-    sums = (
-        squares[0].new_zeros(len(ties.members)).index_add(0, channels, torch.cat([*squares, *(s for _, s in columns)]))
-    )
-    mean = sums / ties.members
+        rows.append(square.sum(1))
+        if reads:
+            columns.append(square.sum(0))
+    sides = [*rows, *columns]
+    mean = sides[0].new_zeros(len(ties.members)).index_add(0, ties.channels, torch.cat(sides)) / ties.members
     alive = mean > 0
     norms = torch.where(alive, torch.where(alive, mean, 1.0).sqrt(), 0.0)[ties.free]
-    zeros = norms.new_zeros(len(rows) + len(columns))
+    zeros = norms.new_zeros(len(sides))
     absolute, square = zeros.index_add(0, ties.side, norms), zeros.index_add(0, ties.side, norms.square())
     if regulariser == "group_lasso":
         return absolute.sum()

@@ -53,7 +53,7 @@ def sweep_strengths(config: TrainConfig) -> list[Path]:
         folders.append(folder / "model")
         _record(config, root, processes)
     models = shlex.join(str(folder) for folder in folders)
-    held_out = f"--holdout {config.data.holdout:g} --sweep 0.25 0.5 1 2"
+    held_out = f"--holdout {config.data.holdout or 0.1:g} --sweep 0.25 0.5 1 2 --max-accuracy-drop 0.01"
     processes.print(f"next: deephoyer-prune --model {models} {source_options(config.data)} {held_out}", flush=True)
     return folders
 
