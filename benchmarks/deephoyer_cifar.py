@@ -3,7 +3,7 @@
     python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet20-12fca82f.th
 
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
-budget, fine-tuned, compacted. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
+budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
 end in `-own` the groups of each tensor by itself, as in the paper. The thinner networks have the same share of every
 width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its own;
 finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
@@ -133,7 +133,7 @@ def backbone(options: Options) -> list[str]:
 
 
 def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
-    """Train with a regulariser, cut to the budget, fine-tune and compact."""
+    """Train with a regulariser, cut to the budget, compact and fine-tune."""
     regulariser, _, own = name.partition("-")
     strength = PUSH[name][BUDGETS.index(budget)] / options.stages[0]
     sparse, folder = options.root / f"{name}-{strength:g}", folder_of(name, budget, options)
@@ -141,12 +141,9 @@ def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict
     arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
     training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
     target = round(budget * costs.macs(dense, options.image))
-    arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--epochs", str(options.stages[1])]
-    tuning = run("deephoyer.prune", folder, options, arguments)
-    if not (folder / "small").exists():
-        command = ["--model", str(folder / "model"), "--output", str(folder / "small"), "--repeats", "0"]
-        subprocess.run([sys.executable, "-m", "deephoyer.compact", *command], check=True)
-    return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "small", options)
+    arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--compact"]
+    tuning = run("deephoyer.prune", folder, options, [*arguments, "--epochs", str(options.stages[1])])
+    return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "model", options)
 
 
 def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def evaluated(options: Options) -> dict[str, Any] | None:
 def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
     """Every network against the dense one."""
     folders = {(name, budget): folder_of(name, budget, options) for name in options.names for budget in options.budgets}
-    small = {key: weights.from_pretrained(model_of(key[0], folder)) for key, folder in folders.items()}
+    small = {key: weights.from_pretrained(folder / "model") for key, folder in folders.items()}
     networks = {"dense": dense} | {f"{name} {budget:g}": network for (name, budget), network in small.items()}
     return against_the_first(networks, options.image.shape[1:], batches=(1, 256), repeats=options.repeats)
 
@@ -223,11 +220,6 @@ def size(folder: Path, options: Options) -> dict[str, int]:
 def folder_of(name: str, budget: float, options: Options) -> Path:
     """The run folder in which a network of a budget ends."""
     return options.root / f"{name}-at-{budget:g}"
-
-
-def model_of(name: str, folder: Path) -> Path:
-    """The model folder of the small network."""
-    return folder / ("model" if name == "thinner" else "small")
 
 
 if __name__ == "__main__":

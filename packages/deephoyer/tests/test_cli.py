@@ -71,6 +71,7 @@ def test_unknown_regularisers_are_refused() -> None:
         ({"target_macs": 100, "target_weights": 100}, "--target-weights"),
         ({"model": ("a", "b")}, "one model folder"),
         ({"max_accuracy_drop": 2.0}, "a fraction from 0 to 1"),
+        ({"compact": True}, "--compact is True, but must be left out, unless --rule is group or tied"),
     ],
 )
 def test_bad_pruning_configurations_are_refused(fields: dict, message: str) -> None:
@@ -133,6 +134,9 @@ def test_every_command_says_how_to_go_on(tmp_path: Path) -> None:
         assert words[0] == "deephoyer-prune"
         assert "tied" in words
         said = succeeded(cli.prune, *words[1:], "--epochs", "1", cwd=tmp_path)
+        of_small = succeeded(cli.prune, *words[1:], "--epochs", "1", "--compact", "--run-dir", "small", cwd=tmp_path)
+        assert next_command(of_small)[0] == "deephoyer-eval"
+        succeeded(cli.evaluate, *next_command(of_small)[1:], cwd=tmp_path)
     words = next_command(said)
     assert words[0] == "deephoyer-compact"
     said = succeeded(cli.compact, *words[1:], "--repeats", "0", cwd=tmp_path)

@@ -100,6 +100,58 @@ def test_zeros_stay_zero_and_the_network_becomes_smaller(trained: str, tmp_path:
     assert set(result.held_out) == set(result.test) == {"before", "cut", "tuned"}
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet8", {"rule": "tied"}),
+        ("resnet8", {"rule": "tied", "round_to": 8, "recalibrate_bn": 100}),
+        ("resnet8", {"rule": "group"}),
+        ("resnet8", {"rule": "group", "round_to": 8}),
+        ("preresnet11", {"rule": "tied"}),
+        ("preresnet11", {"rule": "group"}),
+    ],
+)
+def test_fine_tuning_the_smaller_network_is_fine_tuning_the_cut_one(name: str, fields: dict, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "start"
+    weights.save_pretrained(models.create(name, in_channels=1).eval(), folder, example=DIGIT)
+    config = pruning(str(folder), tmp_path / "cut", target_macs=round(0.4 * macs_of(folder)), **fields)
+    cut_one, small_one = (prune(each) for each in (config, compacted(config, tmp_path / "small")))
+    assert small_one.left.macs == cut_one.left.macs
+    assert small_one.left.weights == cut_one.left.weights
+    small = weights.from_pretrained(tmp_path / "small" / "model")
+    assert costs.macs(small, DIGIT) == cut_one.left.macs
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = weights.from_pretrained(tmp_path / "cut" / "model")(images)
+        torch.testing.assert_close(small(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def macs_of(folder: Path) -> int:
+    return costs.macs(weights.from_pretrained(folder), DIGIT)
+
+
+def compacted(config: PruneConfig, folder: Path) -> PruneConfig:
+    return replace(config, compact=True, run=RunConfig(run_dir=str(folder)))
+
+
+def test_zeros_that_compacting_keeps_stay_zero_while_the_smaller_network_is_fine_tuned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.create("wrn10_1", in_channels=1).eval()
+    with torch.no_grad():
+        for weight in branch_of(model):  # of an empty branch, one channel stays
+            weight.mul_(1e-6)
+    weights.save_pretrained(model, tmp_path / "start", example=DIGIT)
+    prune(pruning(str(tmp_path / "start"), tmp_path / "run", threshold="fixed", sensitivity=1e-3, compact=True))
+    left = branch_of(weights.from_pretrained(tmp_path / "run" / "model"))
+    assert [tuple(weight.shape) for weight in left] == [(1, 1, 3, 3)] * 2
+    assert not any(weight.any() for weight in left)
+
+
+def branch_of(model: nn.Module) -> list[torch.Tensor]:
+    return [weight for name, weight in prunable(model).items() if name.startswith("layer2.0.conv")]
+
+
 def test_nothing_cut_leaves_the_network(trained: str, tmp_path: Path) -> None:
     optim = OptimConfig(lr=0.1, epochs=0)
     result = prune(pruning(trained, tmp_path / "run", sensitivity=0.0, optim=optim))

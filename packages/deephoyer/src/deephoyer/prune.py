@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from resless import costs, models, optim
 from resless.calibrate import calibration_batches, recalibrate
+from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.evaluate import Evaluation, evaluate
@@ -83,6 +84,9 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
             drawn = calibration_batches(data, config.recalibrate_bn, config.optim.batch_size)
             recalibrate(model.to(run.accelerator.device), drawn, run.accelerator)
         after_cut = copy.deepcopy(model)
+        if config.compact:
+            model = compact(after_cut.cpu(), data.example, config.round_to)
+            masks = zeros(model, data.example)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
         masks = [(weight, mask.to(weight.device)) for weight, mask in masks]
@@ -112,7 +116,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         if test_images is not None:  # once, here, and nothing is chosen by it
             test = {name: evaluate(stage, test_images, run.accelerator) for name, stage in stages.items()}
         # In float32 on the CPU: under autocast, or with a GPU's TF32, the compacted network could not equal this one.
-        plain = copy.deepcopy(run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)).cpu()
+        zeroed = after_cut if config.compact else run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        plain = copy.deepcopy(zeroed).cpu()
         pruned = Pruned(held_out, test, sparsity(plain, data.example, config.round_to), sensitivity, limits)
         folder = run.finish(model, metrics=metrics(pruned), preprocessing=data.preprocessing, example=data.example)
         if run.accelerator.is_main_process:
@@ -120,9 +125,16 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
                 draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
             _print(pruned)
         if read_test:
-            small = shlex.quote(str(run.folder / "small"))
-            run.say(f"next: deephoyer-compact --model {shlex.quote(str(folder))} --output {small}")
+            run.say(f"next: {next_command(config, folder)}")
     return pruned
+
+
+def next_command(config: PruneConfig, folder: Path) -> str:
+    """What goes on from the model folder: it is made smaller, or was already, and is evaluated."""
+    model = f"--model {shlex.quote(str(folder))}"
+    if config.compact:
+        return f"deephoyer-eval {model} {source_options(config.data)}"
+    return f"deephoyer-compact {model} --output {shlex.quote(str(folder.with_name('small')))}"
 
 
 def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
@@ -269,6 +281,21 @@ def _masks(
     assert known is not None
     assert known.coupling is not None
     return known.coupling.masks(tensors, limits, round_to)
+
+
+def zeros(small: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor of a compacted network with its mask of what is not zero: the zeros that `compact` had to keep.
+
+    Args:
+        small: the network; it is not changed.
+        example: an image [1, C, H, W].
+    """
+    parameters = dict(small.named_parameters())
+    masks = [(weight, weight != 0) for weight in prunable(small).values()]
+    for name, vectors in followers(small, example).items():
+        kept = (parameters[name] != 0).flatten(1).any(dim=1)
+        masks += [(parameters[vector], kept) for vector in vectors]
+    return masks
 
 
 @torch.no_grad()
