@@ -22,7 +22,6 @@ from adn.evaluate import letters
 from adn.extract import extract
 from adn.model import AdaptiveNet
 from resless import weights
-from resless.memory import keep_freed_memory
 
 RECIPE = "resnet20_short"
 RUNS = {
@@ -63,7 +62,6 @@ def main(options: Options) -> None:
         wanted = [(name, seed) for name, seed in wanted if (folder_of(name, seed, options) / "result.json").exists()]
     results = [train(name, seed, options) for name, seed in wanted]
     if options.collect:
-        keep_freed_memory()
         torch.set_num_threads(options.threads)
         write(
             "adn-cifar", {"runs": results, "latency": timed(folder_of("adaptive", options.seeds[0], options), options)}

@@ -24,7 +24,6 @@ from resless.config import as_dict
 from resless.data.images import load
 from resless.data.loaders import EvalBatches
 from resless.errors import InputError
-from resless.memory import keep_freed_memory
 from torch import Tensor
 
 IMAGES = {1: 16, 32: 256, 256: 768}
@@ -66,7 +65,6 @@ def main(options: Options) -> None:
     if options.quick:
         few = {"models": ("R32_C10",), "precisions": ("bf16",), "batches": (256,), "keep_rates": (0.2, 0.6, 1.0)}
         options = replace(options, repeats=3, **few)
-    keep_freed_memory()
     torch.set_num_threads(options.threads)
     found = [found for precision in options.precisions for found in of_precision(precision, options)]
     if not options.quick:

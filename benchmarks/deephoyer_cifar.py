@@ -29,7 +29,6 @@ from deephoyer import recipes
 from deephoyer.compact import compact
 from resless import costs, models, weights
 from resless.config import Precision
-from resless.memory import keep_freed_memory
 from torch import nn
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
@@ -99,7 +98,6 @@ def main(options: Options) -> None:
             at_budget = thinner if name == "thinner" else pruned
             found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
     if options.collect:
-        keep_freed_memory()
         torch.set_num_threads(options.threads)
         results = {"networks": found, "dense": evaluated(options), "latency": timed(dense, options)}
         if options.quick:

@@ -27,7 +27,6 @@ from deephoyer.compact import compact
 from deephoyer.config import PruneConfig
 from deephoyer.prune import at_target, prunable, trial_cuts
 from resless import costs, models
-from resless.memory import keep_freed_memory
 from torch import nn
 
 SPREAD = 0.7
@@ -60,7 +59,6 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure all networks, and write one result file."""
-    keep_freed_memory()
     torch.set_num_threads(options.threads)
     found = [row for name in options.networks for row in measured(name, options)]
     write("deephoyer-speed", {"settings": vars(options), "torch_pruning": version("torch-pruning"), "timings": found})

@@ -21,7 +21,6 @@ from _results import write
 from _runs import data, read_json, run
 from _timing import against_the_first
 from resless import costs, weights
-from resless.memory import keep_freed_memory
 
 RECIPE = "cifar10_short"
 EPSILONS = (4.5, 5.5, 6.5)
@@ -54,7 +53,6 @@ def main(options: Options) -> None:
     """Train, then compare, and write one result file."""
     results = {name: train(name, options) for name in options.names}
     if options.collect:
-        keep_freed_memory()
         torch.set_num_threads(options.threads)
         write("epsilon-cifar", {"networks": results, "latency": timed(options)})
 
