@@ -157,6 +157,17 @@ def test_a_recipe_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("reg", "rule"), [("hoyer_square", "elementwise"), ("group_hoyer_square", "group")])
+def test_a_sweep_of_strengths_says_how_to_choose_one(reg: str, rule: str, tmp_path: Path) -> None:
+    given = ("--reg", reg, "--sweep", "0.001", "0.002", "--epochs", "1", "--run-dir", "my strengths")
+    with undrawn(), few_images(128, 40):
+        words = next_command(succeeded(cli.train, *given, cwd=tmp_path))
+        assert words[0] == "deephoyer-prune"
+        assert words[words.index("--rule") + 1] == rule
+        said = succeeded(cli.prune, *words[1:], "--max-accuracy-drop", "1", "--epochs", "1", cwd=tmp_path)
+    assert "chosen: my strengths/strength-0.00" in said
+
+
 def next_command(said: str) -> list[str]:
     (line,) = [line for line in said.splitlines() if line.startswith("next: ")]
     return shlex.split(line.removeprefix("next: "))

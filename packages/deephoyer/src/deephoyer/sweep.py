@@ -22,7 +22,7 @@ from resless.run import accelerator, check_folder
 from deephoyer.config import PruneConfig, TrainConfig
 from deephoyer.plan import EmptyLayer
 from deephoyer.prune import Pruned, prune
-from deephoyer.train import train
+from deephoyer.train import rule_of, train
 
 RECORD = "sweep-config.json"
 FREE_IN_A_SWEEP = frozenset({"sweep", "max_accuracy_drop", "target_macs"})  # what a measured point does not depend on
@@ -53,8 +53,9 @@ def sweep_strengths(config: TrainConfig) -> list[Path]:
         folders.append(folder / "model")
         _record(config, root, processes)
     models = shlex.join(str(folder) for folder in folders)
-    held_out = f"--holdout {config.data.holdout or 0.1:g} --sweep 0.25 0.5 1 2 --max-accuracy-drop 0.01"
-    processes.print(f"next: deephoyer-prune --model {models} {source_options(config.data)} {held_out}", flush=True)
+    given = f"--model {models} {source_options(config.data)} --holdout {config.data.holdout or 0.1:g}"
+    cuts = f"{rule_of(config)} --sweep 0.25 0.5 0.75 1 --max-accuracy-drop 0.01"
+    processes.print(f"next: deephoyer-prune {given} {cuts}", flush=True)
     return folders
 
 

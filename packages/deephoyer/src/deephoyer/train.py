@@ -81,11 +81,16 @@ def next_arguments(config: TrainConfig, folder: Path, macs: int) -> str:
     for name, recipe in PRUNE.items():
         if recipe.model == (str(folder),):
             return f"--recipe {name} {source_options(config.data)}"
-    how = "--rule elementwise"
-    if config.regulariser in STRUCTURAL:
-        rule = "group" if config.model in ("lenet_300_100", "lenet5") else "tied"
-        how = f"--rule {rule} --threshold rms --target-macs {macs // 2}"
-    return f"--model {shlex.quote(str(folder))} {source_options(config.data)} {how}"
+    target = f" --target-macs {macs // 2}" if config.regulariser in STRUCTURAL else ""
+    return f"--model {shlex.quote(str(folder))} {source_options(config.data)} {rule_of(config)}{target}"
+
+
+def rule_of(config: TrainConfig) -> str:
+    """The arguments of `deephoyer-prune` for how to cut what the regulariser made small."""
+    if config.regulariser not in STRUCTURAL:
+        return "--rule elementwise"
+    rule = "group" if config.model in ("lenet_300_100", "lenet5") else "tied"
+    return f"--rule {rule} --threshold rms"
 
 
 def penalty_of(
