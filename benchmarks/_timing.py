@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from resless import costs, latency
+from resless.precision import computes_in_bf16
 from torch import nn
 
-PRECISIONS = ("fp32", "bf16")
-"""float32, and bf16 autocast with channels_last."""
+PRECISIONS = ("fp32", "bf16") if computes_in_bf16() else ("fp32",)
+"""float32, and bf16 autocast with channels_last where the machine computes in it."""
 
 
 def against_the_first(

@@ -57,6 +57,8 @@ class Options(Start):
     """Precision of training; None leaves the recipe's."""
     runs: str = "runs/deephoyer-cifar"
     """Folder of the runs."""
+    train: bool = True
+    """Train what is not finished; without it, only what is finished is collected."""
     collect: bool = True
     """Time the networks and write the result file once they are there."""
     threads: int = 1
@@ -93,10 +95,9 @@ def main(options: Options) -> None:
     """Train and cut, then compare, and write one result file."""
     dense = dense_network(options)
     found = []
-    for name in options.names:
-        for budget in options.budgets:
-            at_budget = thinner if name == "thinner" else pruned
-            found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
+    for name, budget in wanted(options):
+        at_budget = thinner if name == "thinner" else pruned
+        found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
     if options.collect:
         torch.set_num_threads(options.threads)
         results = {"networks": found, "dense": evaluated(options), "latency": timed(dense, options)}
@@ -104,6 +105,14 @@ def main(options: Options) -> None:
             print(json.dumps(results["latency"][-1], indent=1))
         else:
             write("deephoyer-cifar", results)
+
+
+def wanted(options: Options) -> list[tuple[str, float]]:
+    """Names and budgets of the networks to train, or of those that are there."""
+    points = [(name, budget) for name in options.names for budget in options.budgets]
+    if options.train:
+        return points
+    return [point for point in points if (folder_of(*point, options) / "result.json").exists()]
 
 
 def dense_network(options: Options) -> nn.Module:
@@ -203,9 +212,11 @@ def evaluated(options: Options) -> dict[str, Any] | None:
 
 def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
     """Every network against the dense one."""
-    folders = {(name, budget): folder_of(name, budget, options) for name in options.names for budget in options.budgets}
-    small = {key: weights.from_pretrained(folder / "model") for key, folder in folders.items()}
-    networks = {"dense": dense} | {f"{name} {budget:g}": network for (name, budget), network in small.items()}
+    small = {
+        f"{name} {budget:g}": weights.from_pretrained(folder_of(name, budget, options) / "model")
+        for name, budget in wanted(options)
+    }
+    networks = {"dense": dense} | small
     return against_the_first(networks, options.image.shape[1:], batches=(1, 256), repeats=options.repeats)
 
 
