@@ -164,7 +164,8 @@ def test_a_sweep_of_strengths_says_how_to_choose_one(reg: str, rule: str, tmp_pa
         words = next_command(succeeded(cli.train, *given, cwd=tmp_path))
         assert words[0] == "deephoyer-prune"
         assert words[words.index("--rule") + 1] == rule
-        said = succeeded(cli.prune, *words[1:], "--max-accuracy-drop", "1", "--epochs", "1", cwd=tmp_path)
+        fewer = ("--sweep", "0.5", "--max-accuracy-drop", "1", "--epochs", "1")
+        said = succeeded(cli.prune, *words[1:], *fewer, cwd=tmp_path)
     assert "chosen: my strengths/strength-0.00" in said
 
 

@@ -103,12 +103,10 @@ def test_zeros_stay_zero_and_the_network_becomes_smaller(trained: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("resnet8", {"rule": "tied"}),
         ("resnet8", {"rule": "tied", "round_to": 8, "recalibrate_bn": 100}),
         ("resnet8", {"rule": "group"}),
         ("resnet8", {"rule": "group", "round_to": 8}),
         ("preresnet11", {"rule": "tied"}),
-        ("preresnet11", {"rule": "group"}),
     ],
 )
 def test_fine_tuning_the_smaller_network_is_fine_tuning_the_cut_one(name: str, fields: dict, tmp_path: Path) -> None:
