@@ -49,7 +49,7 @@ def install(session: nox.Session, papers: list[str], *more: str) -> None:
 
 
 def pytest(session: nox.Session, *folders: str) -> None:
-    """Test several files at a time, a process each: two with one thread are nearly twice as fast as one with two."""
+    """Test several files at a time, a process a core."""
     session.run("pytest", *FILES_AT_A_TIME, *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

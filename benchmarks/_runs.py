@@ -24,7 +24,7 @@ def run(module: str, recipe: str, folder: Path, arguments: Sequence[str]) -> dic
     repository = folder.with_name(f"{folder.name}.environment.json")
     starts = read_json(repository) if repository.exists() else []
     starts = starts if isinstance(starts, list) else [starts]  # of an earlier version, which kept the last start only
-    if not (folder / "result.json").exists():
+    if not finished(folder):
         repository.parent.mkdir(parents=True, exist_ok=True)
         starts.append(environment(FOLDER))
         write_text(repository, json.dumps(starts, indent=1) + "\n")
@@ -40,6 +40,11 @@ def run(module: str, recipe: str, folder: Path, arguments: Sequence[str]) -> dic
         "environment": read_json(folder / "env.json")["starts"],
         "repository": starts,
     }
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run of a folder is."""
+    return (folder / "result.json").exists()
 
 
 def read_json(path: Path) -> Any:

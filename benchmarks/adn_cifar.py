@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 from _results import write
-from _runs import data, run
+from _runs import data, finished, run
 from _timing import against_the_first
 from adn.evaluate import letters
 from adn.extract import extract
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     """Train, then time, and write one result file."""
     wanted = [(name, seed) for seed in options.seeds for name in options.names]
     if not options.train:
-        wanted = [(name, seed) for name, seed in wanted if (folder_of(name, seed, options) / "result.json").exists()]
+        wanted = [(name, seed) for name, seed in wanted if finished(folder_of(name, seed, options))]
     results = [train(name, seed, options) for name, seed in wanted]
     if options.collect:
         torch.set_num_threads(options.threads)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import tyro
 from _results import write
-from _runs import Start, data, read_json
+from _runs import Start, data, finished, read_json
 from _runs import run as run_recipe
 from _timing import against_the_first
 from deephoyer import recipes
@@ -112,7 +112,7 @@ def wanted(options: Options) -> list[tuple[str, float]]:
     points = [(name, budget) for name in options.names for budget in options.budgets]
     if options.train:
         return points
-    return [point for point in points if (folder_of(*point, options) / "result.json").exists()]
+    return [point for point in points if finished(folder_of(*point, options))]
 
 
 def dense_network(options: Options) -> nn.Module:

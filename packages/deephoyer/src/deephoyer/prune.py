@@ -78,18 +78,18 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         sensitivity = at_target(model, config, data.example)
         limits = thresholds(model, replace(config, sensitivity=sensitivity), data.example)
         masks = cut(model, limits, config.rule, structure(model, data.example, config.rule), config.round_to)
-        compact(model, data.example)  # refuses, before any training, a network in which nothing leads to the logits
         test_images = data.evaluation(data.test) if read_test else None
         if config.recalibrate_bn:
             drawn = calibration_batches(data, config.recalibrate_bn, config.optim.batch_size)
             recalibrate(model.to(run.accelerator.device), drawn, run.accelerator)
-        after_cut = copy.deepcopy(model)
+        after_cut = copy.deepcopy(model).cpu()
+        # Refuses, before any training, a network in which nothing leads to the logits.
+        small = compact(after_cut, data.example, config.round_to)
         if config.compact:
-            model = compact(after_cut.cpu(), data.example, config.round_to)
-            masks = zeros(model, data.example)
+            model, masks = small, zeros(small, data.example)
         optimizer = optim.build(model.parameters(), config.optim)
         model, optimizer = run.prepare(model, optimizer)
-        masks = [(weight, mask.to(weight.device)) for weight, mask in masks]
+        masks = [(weight, mask.to(weight.device)) for weight, mask in masks if not mask.all()]
 
         for epoch in run.epochs(config.optim.epochs):
             optim.set_learning_rate(optimizer, optim.learning_rate(config.optim, epoch))
@@ -251,10 +251,9 @@ def cut(
             others.
     """
     # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
-    tensors, parameters = prunable(model), dict(model.named_parameters())
-    by_group = rule != "elementwise"
-    masks = []
-    for name, mask in _masks(tensors, limits, rule, known, round_to).items():
+    tensors, by_group = prunable(model), rule != "elementwise"
+    kept = _masks(tensors, limits, rule, known, round_to)
+    for name, mask in kept.items():
         weight = tensors[name]
         if not mask.any() and isinstance(model, LENETS):
             largest = method.filter_norms(weight).max() if by_group else weight.abs().max()
@@ -262,10 +261,7 @@ def cut(
                 f"the threshold {limits[name]:.3g} would empty layer {name}, where the largest "
                 f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less"
             )
-        masks.append((weight, mask))
-        if by_group and known is not None:
-            kept = mask.flatten(1).any(dim=1)
-            masks += [(parameters[vector], kept) for vector in known.followers.get(name, ())]
+    masks = _with_followers(model, kept, known.followers if by_group and known is not None else {})
     fix_zeros(masks)
     return masks
 
@@ -290,11 +286,19 @@ def zeros(small: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
         small: the network; it is not changed.
         example: an image [1, C, H, W].
     """
-    parameters = dict(small.named_parameters())
-    masks = [(weight, weight != 0) for weight in prunable(small).values()]
-    for name, vectors in followers(small, example).items():
-        kept = (parameters[name] != 0).flatten(1).any(dim=1)
-        masks += [(parameters[vector], kept) for vector in vectors]
+    kept = {name: weight != 0 for name, weight in prunable(small).items()}
+    return _with_followers(small, kept, followers(small, example))
+
+
+def _with_followers(
+    model: nn.Module, kept: Mapping[str, Tensor], following: Mapping[str, list[str]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Each weight with its mask, and the vectors that go with its filters with the filters' mask."""
+    parameters = dict(model.named_parameters())
+    masks: list[tuple[Tensor, Tensor]] = []
+    for name, mask in kept.items():
+        filters = mask.flatten(1).any(dim=1)
+        masks += [(parameters[name], mask), *((parameters[vector], filters) for vector in following.get(name, ()))]
     return masks
 
 
