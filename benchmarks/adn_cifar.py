@@ -1,4 +1,4 @@
-"""ADN with a ResNet-20 on CIFAR-10 against the same two networks trained alone, and the paper's ablations.
+"""ADN with a ResNet-20 on CIFAR-10 against the same two networks trained alone.
 
     python benchmarks/adn_cifar.py --data-dir FOLDER_WITH_CIFAR10
 
@@ -28,8 +28,6 @@ RUNS = {
     "adaptive": [],
     "super-net alone": ["--alone", "super"],
     "base-net alone": ["--alone", "base"],
-    "no distillation": ["--no-distill"],
-    "no second norms": ["--no-second-norms"],
 }
 
 
