@@ -12,6 +12,7 @@ from resless import report
 PICTURED_BATCH = 256
 LABELS = {
     "group_hoyer_square": "Group-HS",
+    "group_hoyer_square-8s": "Group-HS, widths in 8s",
     "group_hoyer_square-own": "Group-HS, each tensor by itself",
     "group_lasso": "group lasso",
     "thinner": "thinner, trained as long",

@@ -4,10 +4,11 @@
 
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
 budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
-end in `-own` the groups of each tensor by itself, as in the paper. The thinner networks have the same share of every
-width, start from fresh weights and train for the epochs of both stages together. Each run is a process of its own;
-finished runs below `--runs` are not repeated, so that several processes can do some `--names` each, and one more
-collect them. `--quick` is a try of everything on the embedded digits, which takes a minute and writes no result file.
+end in `-own` the groups of each tensor by itself, as in the paper; `-8s` goes on from the same network, but cuts to
+widths in multiples of 8. The thinner networks have the same share of every width, start from fresh weights and train
+for the epochs of both stages together. Each run is a process of its own; finished runs below `--runs` are not repeated,
+so that several processes can do some `--names` each, and one more collect them. `--quick` is a try of everything on the
+embedded digits, which takes a minute and writes no result file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ BUDGETS = (0.7, 0.5, 0.35, 0.25)
 """MACs that are left, as shares of the dense network's."""
 PUSH = {
     "group_hoyer_square": (0.04, 0.06, 0.08, 0.1),
+    "group_hoyer_square-8s": (0.04, 0.06, 0.08, 0.1),
     "group_hoyer_square-own": (0.04, 0.06, 0.08, 0.1),
     "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2),
 }
@@ -141,14 +143,15 @@ def backbone(options: Options) -> list[str]:
 
 def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train with a regulariser, cut to the budget, compact and fine-tune."""
-    regulariser, _, own = name.partition("-")
+    regulariser, _, variant = name.partition("-")
     strength = PUSH[name][BUDGETS.index(budget)] / options.stages[0]
-    sparse, folder = options.root / f"{name}-{strength:g}", folder_of(name, budget, options)
-    groups = "--no-tied" if own else "--tied"
+    folder, sparse = folder_of(name, budget, options), options.root / f"{name.removesuffix('-8s')}-{strength:g}"
+    groups = "--no-tied" if variant == "own" else "--tied"
     arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
     training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
     target = round(budget * costs.macs(dense, options.image))
     arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--compact"]
+    arguments += ["--round-to", "8"] if variant == "8s" else []
     tuning = run("deephoyer.prune", folder, options, [*arguments, "--epochs", str(options.stages[1])])
     return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "model", options)
 

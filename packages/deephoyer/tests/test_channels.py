@@ -76,6 +76,15 @@ def test_the_mean_of_a_channels_norms_decides() -> None:
     assert masks["second.weight"].view(2, 3).tolist() == [kept, kept]
     all_of_them = coupling(net, torch.ones(1, 1, 2, 2)).masks(prunable(net), limits, round_to=4)
     assert all(mask.all() for mask in all_of_them.values()), "at most all"
+    higher = {name: 3**0.5 * limit for name, limit in limits.items()}
+    means = [((a / 1.0) ** 2 + (b / 2.0) ** 2) / 2 / 3 for a, b in norms]
+    assert means[1] > 1
+    assert means[2] > 1
+    assert sum(means) / 3 < 1
+    alone = coupling(net, torch.ones(1, 1, 2, 2)).masks(prunable(net), higher)
+    assert alone["first.weight"].flatten().tolist() == kept
+    together = coupling(net, torch.ones(1, 1, 2, 2)).masks(prunable(net), higher, round_to=4)
+    assert not any(mask.any() for mask in together.values()), "a bundle stands or falls by its mean"
 
 
 @pytest.mark.parametrize("round_to", [1, 8])
@@ -113,6 +122,40 @@ def test_a_tied_cut_leaves_nothing_to_copy(name: str, options: dict, round_to: i
         assert all(width % 8 == 0 for width in widths)
     copying = [path for path, module in small.named_modules() if isinstance(module, shrunk.Slim)]
     assert all("shortcut" in path for path in copying), "padding shortcuts alone have a place of their own"
+
+
+@torch.no_grad()
+def test_room_is_filled_with_bundles_of_what_matters_most() -> None:
+    net = nn.Sequential(*(nn.Conv2d(i, o, 1, bias=False) for i, o in ((1, 6), (6, 5), (5, 1))))
+    sizes = torch.tensor([0.9, 0.4, 0.8, 5.0, 0.3, 0.7]), torch.tensor([0.6, 6.0, 0.5, 0.1, 0.2])
+    net[0].weight.copy_(sizes[0].view(6, 1, 1, 1))
+    net[2].weight.copy_(sizes[1].view(1, 5, 1, 1))
+    net[1].weight.copy_(sizes[1].view(5, 1, 1, 1) * sizes[0].view(1, 6, 1, 1) / 1e3)  # says the same, by little
+    limits = {"0.weight": 1.0, "1.weight": 1.0, "2.weight": 1.0}
+
+    def widths(most: int, round_to: int) -> tuple[list[int], list[int]]:
+        asked = []
+
+        def fits(masks: dict[str, torch.Tensor]) -> bool:
+            asked.append(int(masks["1.weight"].sum()))
+            return asked[-1] <= most
+
+        masks = coupling(net, torch.ones(1, 1, 2, 2)).masks(prunable(net), limits, round_to, fits)
+        kept = [masks[name].flatten(1).any(dim=1) for name in ("0.weight", "1.weight")]
+        for size, mask in zip(sizes, kept, strict=True):
+            assert (
+                size.argsort(descending=True)[: mask.sum()].sort().values.tolist() == mask.nonzero().flatten().tolist()
+            )
+        return [int(mask.sum()) for mask in kept], asked
+
+    # Norms above 1, even numbers of them: 2 and 2. The next pairs: of the first .8 and .7, then .4 and .3; of the other
+    # .5 and .2, then .1 alone.
+    assert widths(4, 2) == ([2, 2], [8, 8])
+    assert widths(8, 2) == ([4, 2], [8, 16, 12]), "after what does not fit, what matters less of another value"
+    assert widths(16, 2) == ([4, 4], [8, 16, 24, 20])
+    assert widths(29, 2) == ([6, 4], [8, 16, 24, 30])
+    assert widths(30, 2) == ([6, 5], [8, 16, 24, 30]), "the last one makes a value whole"
+    assert widths(7, 1)[0] == [6, 1], "one by one: .9, .8, .7, not .6 of the other, .4, .3"
 
 
 def test_groups_count_with_all_of_their_channels_when_widths_are_rounded() -> None:

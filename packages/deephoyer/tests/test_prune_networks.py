@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from deephoyer.curve import dry_run
 from deephoyer.evaluate import main as evaluate
 from deephoyer.method import group_mask, rms_threshold
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import at_target, cut, followers, prune, structure, thresholds
+from deephoyer.prune import at_target, cut, cut_as_asked, followers, prune, structure, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.train import train
 from resless import costs, models, onnx, weights
@@ -170,6 +171,28 @@ def test_target_is_met_by_the_least_cut_that_does(trained: str, tmp_path: Path, 
         return sparsity(trial, DIGIT, round_to).macs
 
     assert left(found) <= 250_000 < left(0.999 * found)
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_weights"])
+def test_tied_widths_in_multiples_fill_the_target(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, more = models.create("resnet8", in_channels=1).eval(), []
+    dense = {"target_macs": costs.macs(model, DIGIT), "target_weights": sparsity(model, DIGIT).total_weights}[target]
+    for share in (0.3, 0.5, 0.7):
+        config = pruning("", tmp_path, rule="tied", round_to=8, **{target: round(share * dense)})
+        by_threshold, filled = copy.deepcopy(model), copy.deepcopy(model)
+        sensitivity, limits, _ = cut_as_asked(filled, config, DIGIT)
+        assert sensitivity == at_target(model, config, DIGIT)
+        cut(by_threshold, limits, "tied", structure(model, DIGIT, "tied"), round_to=8)
+        reports = [sparsity(network, DIGIT, 8) for network in (by_threshold, filled)]
+        less, left = [report.macs if target == "target_macs" else report.weights for report in reports]
+        assert less <= left <= share * dense
+        both = zip(*(prunable(network).values() for network in (by_threshold, filled)), strict=True)
+        assert all((first == 0)[then == 0].all() for first, then in both), "what the threshold left is left"
+        small = compact(filled, DIGIT)
+        assert all(module.out_channels % 8 == 0 for module in small.modules() if isinstance(module, nn.Conv2d))
+        more.append(left - less)
+    assert any(more)
 
 
 def test_rms_rule_takes_the_mean_square_of_the_smaller_groups() -> None:

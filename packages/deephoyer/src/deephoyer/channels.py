@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +84,28 @@ class Coupling:
     fixed: Tensor
     """Channels that cannot go: those of images, and logits."""
 
-    def masks(self, weights: Mapping[str, Tensor], limits: Mapping[str, float], round_to: int = 1) -> dict[str, Tensor]:
+    def masks(
+        self,
+        weights: Mapping[str, Tensor],
+        limits: Mapping[str, float],
+        round_to: int = 1,
+        fits: Callable[[dict[str, Tensor]], bool] | None = None,
+    ) -> dict[str, Tensor]:
         """True, in the shape of each weight, for what is kept: a channel, for all of its filters and input channels, if
         the mean square of their norms, each divided by the limit of its weight, is above one.
 
-        Of the others so many are kept, those of the largest means first, that every value has a multiple of `round_to`
-        channels, or all.
+        Channels of a value stand or fall by `round_to` at a time, those of the largest mean squares together, if their
+        mean is above one, so that its width is a multiple, or whole. If `fits` tells of masks whether they keep few
+        enough, as many more are kept as there is room for.
         """
-        kept = self._rounded(self._means(weights, limits), round_to)
+        means = self._means(weights, limits)
+        kept = self._above(means, round_to)
+        if fits is not None:
+            kept = self._filled(kept, means, round_to, lambda more: fits(self._spread(more, weights)))
+        return self._spread(kept, weights)
+
+    def _spread(self, kept: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which channels are kept, [channels] bool, in the shape of each weight."""
         masks = {}
         for name, weight in weights.items():
             if name not in self.rows:  # of a layer that does not run
@@ -123,19 +137,35 @@ class Coupling:
                     counts.index_add_(0, numbers, torch.ones_like(relative))
         return (sums / counts.clamp_min(1)).index_fill(0, self.fixed, torch.inf)
 
-    def _rounded(self, means: Tensor, round_to: int) -> Tensor:
-        """[channels] bool: which are kept."""
-        kept, done = means > 1, torch.zeros_like(means, dtype=torch.bool)
-        for value, times in self.values:  # what is added to a wide one must not change a narrow one, a part of it
-            width = int(times[kept[value]].sum())
-            more = (~kept[value] & ~done[value]).nonzero().flatten()
-            for index in more[means[value[more]].argsort(descending=True)].tolist():
-                if width % round_to == 0:
-                    break
-                kept[value[index]] = True
-                width += int(times[index])
-            done[value] = True
+    def _above(self, means: Tensor, round_to: int) -> Tensor:
+        """[channels] bool: of which the mean, over the bundle that they are in, is above one."""
+        kept = means.isinf()
+        for _, bundle in self._bundles(kept, means, round_to):
+            kept[bundle] = means[bundle].mean() > 1
         return kept
+
+    def _filled(self, kept: Tensor, means: Tensor, round_to: int, fits: Callable[[Tensor], bool]) -> Tensor:
+        """[channels] bool: `kept` with bundles of others, those of the largest means first, where it still fits."""
+        bundles, full = self._bundles(kept, means, round_to), set[int]()
+        for number, bundle in sorted(bundles, key=lambda found: float(means[found[1]].mean()), reverse=True):
+            if number not in full:
+                more = kept.index_fill(0, bundle, True)
+                if fits(more):
+                    kept = more
+                else:  # what comes of this value after the bundle matters less and takes as much
+                    full.add(number)
+        return kept
+
+    def _bundles(self, kept: Tensor, means: Tensor, round_to: int) -> Iterator[tuple[int, Tensor]]:
+        """Channels that are not kept, the largest means of each value first, so many at a time that the value gets a
+        multiple of `round_to`, or all; before each bundle, the number of the value. `kept` may grow between them."""
+        done = torch.zeros_like(kept)
+        for number, (value, times) in enumerate(self.values):  # a wide one may have all of a narrow one, not otherwise
+            free, width = ~kept[value] & ~done[value], times[kept[value]].sum()
+            done[value] = True
+            order = means[value[free]].argsort(descending=True)
+            ends = ((width + times[free][order].cumsum(dim=0)) % round_to == 0).nonzero().flatten() + 1
+            yield from ((number, bundle) for bundle in value[free][order].tensor_split(ends) if len(bundle))
 
     @property
     def count(self) -> int:

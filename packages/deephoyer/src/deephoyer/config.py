@@ -132,8 +132,8 @@ class PruneConfig:
     sweep_epochs: int = 0
     """Epochs of fine-tuning that each point of the sweep gets before it is judged."""
     round_to: int = 1
-    """With --rule group or tied, keep so many more of what it cuts, the largest ones, that widths are multiples of
-    this: 8 and 16 suit processors."""
+    """Widths are multiples of this, 8 and 16 suit processors: with --rule tied, so many channels at a time are kept or
+    cut, by their mean; with --rule group, the largest of what it cuts are kept."""
     compact: bool = False
     """With --rule group or tied, make the network smaller before it is fine-tuned: the same training steps in less
     time. The model folder is that of the smaller network."""

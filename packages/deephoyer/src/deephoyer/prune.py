@@ -75,9 +75,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         model = source.network(partial(models.create_for, config.model[0], data.train))
         check_fit(model, data.train)
         before = copy.deepcopy(model)
-        sensitivity = at_target(model, config, data.example)
-        limits = thresholds(model, replace(config, sensitivity=sensitivity), data.example)
-        masks = cut(model, limits, config.rule, structure(model, data.example, config.rule), config.round_to)
+        sensitivity, limits, masks = cut_as_asked(model, config, data.example)
         test_images = data.evaluation(data.test) if read_test else None
         if config.recalibrate_bn:
             drawn = calibration_batches(data, config.recalibrate_bn, config.optim.batch_size)
@@ -137,6 +135,28 @@ def next_command(config: PruneConfig, folder: Path) -> str:
     return f"deephoyer-compact {model} --output {shlex.quote(str(folder.with_name('small')))}"
 
 
+def cut_as_asked(
+    model: nn.Module, config: PruneConfig, example: Tensor
+) -> tuple[float, dict[str, float], list[tuple[Tensor, Tensor]]]:
+    """Cut a network in place; the sensitivity, the thresholds that it came to, and the masks, as of `cut`.
+
+    A target is met by the least sensitivity that does, and what room that leaves below it is filled by the rule `tied`.
+
+    Args:
+        model: the network.
+        config: rule, threshold, target.
+        example: one image [1, C, H, W].
+
+    Raises:
+        InputError: a network that the rule does not apply to.
+        EmptyLayer: see `cut`.
+    """
+    sensitivity = at_target(model, config, example)
+    limits = thresholds(model, replace(config, sensitivity=sensitivity), example)
+    known, fits = structure(model, example, config.rule), budget(model, config, example)
+    return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, fits)
+
+
 def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
     """The threshold of each tensor, from `--threshold` and `--sensitivity`; `example` is one image [1, C, H, W]."""
     tensors, sensitivity = prunable(model), config.sensitivity
@@ -157,27 +177,37 @@ def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
     It depends on the weights alone: no image is looked at. Where a layer is empty before the target is met, the
     sensitivity returned empties it, so that `cut` refuses and names the layer.
     """
-    target = config.target_macs or config.target_weights
-    if target is None:
+    in_budget = budget(model, config, example)
+    if in_budget is None:
         return config.sensitivity
+    cut_at = trial_cuts(model, config, example)
 
-    # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
-    macs, cut_at = mac_counter(model, example, config.round_to), trial_cuts(model, config, example)
-
-    def left(sensitivity: float) -> int:
+    def met(sensitivity: float) -> bool:
         try:
-            trial = cut_at(sensitivity)
-            if config.target_macs is None:
-                return sum(int(weight.count_nonzero()) for weight in prunable(trial).values())
-            return macs(trial)
+            return in_budget(cut_at(sensitivity))
         except EmptyLayer:
-            return 0
+            return True
 
-    low, high = 0.0, least_power_of_two(lambda sensitivity: left(sensitivity) <= target)
+    low, high = 0.0, least_power_of_two(met)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if left(middle) <= target else (middle, high)
+        low, high = (low, middle) if met(middle) else (middle, high)
     return high
+
+
+def budget(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[nn.Module], bool] | None:
+    """A function that tells whether a copy of the network, with zeros, meets the target; None without one.
+
+    It raises EmptyLayer as `compact` does.
+    """
+    # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
+    if config.target_macs is not None:
+        macs, most = mac_counter(model, example, config.round_to), config.target_macs
+        return lambda network: macs(network) <= most
+    if config.target_weights is not None:
+        most = config.target_weights
+        return lambda network: sum(int(weight.count_nonzero()) for weight in prunable(network).values()) <= most
+    return None
 
 
 def trial_cuts(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[float], nn.Module]:
@@ -236,6 +266,7 @@ def cut(
     rule: str,
     known: Structure | None = None,
     round_to: int = 1,
+    fits: Callable[[nn.Module], bool] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Set to zero, in place, what is not above the thresholds; returns each tensor with its mask of what is kept.
 
@@ -245,6 +276,8 @@ def cut(
         rule: `tied`, `group` or `elementwise`.
         known: its `structure`; without it, only weights are cut, and not by `tied`.
         round_to: see `method.group_mask`.
+        fits: whether a copy of the network that is cut meets its target; the rule `tied` then leaves what there is room
+            for, see `Coupling.masks`.
 
     Raises:
         EmptyLayer: a layer of a network without branches would be left without any weight; `compact` tells that of
@@ -252,7 +285,15 @@ def cut(
     """
     # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
     tensors, by_group = prunable(model), rule != "elementwise"
-    kept = _masks(tensors, limits, rule, known, round_to)
+    following = known.followers if by_group and known is not None else {}
+
+    def fit(kept: Mapping[str, Tensor]) -> bool:
+        assert fits is not None
+        trial = copy.deepcopy(model)
+        fix_zeros(_with_followers(trial, kept, following))
+        return fits(trial)
+
+    kept = _masks(tensors, limits, rule, known, round_to, None if fits is None else fit)
     for name, mask in kept.items():
         weight = tensors[name]
         if not mask.any() and isinstance(model, LENETS):
@@ -261,13 +302,18 @@ def cut(
                 f"the threshold {limits[name]:.3g} would empty layer {name}, where the largest "
                 f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less"
             )
-    masks = _with_followers(model, kept, known.followers if by_group and known is not None else {})
+    masks = _with_followers(model, kept, following)
     fix_zeros(masks)
     return masks
 
 
 def _masks(
-    tensors: Mapping[str, Tensor], limits: Mapping[str, float], rule: str, known: Structure | None, round_to: int
+    tensors: Mapping[str, Tensor],
+    limits: Mapping[str, float],
+    rule: str,
+    known: Structure | None,
+    round_to: int,
+    fits: Callable[[dict[str, Tensor]], bool] | None,
 ) -> dict[str, Tensor]:
     """True, in the shape of each tensor, for what is kept."""
     if rule == "elementwise":
@@ -276,7 +322,7 @@ def _masks(
         return {name: method.group_mask(weight, limits[name], round_to) for name, weight in tensors.items()}
     assert known is not None
     assert known.coupling is not None
-    return known.coupling.masks(tensors, limits, round_to)
+    return known.coupling.masks(tensors, limits, round_to, fits)
 
 
 def zeros(small: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
