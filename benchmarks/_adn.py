@@ -12,7 +12,7 @@ from resless import report
 PICTURED_BATCH = 256
 
 
-def adn_cifar(file: Mapping[str, Any]) -> str:
+def adn_accuracy(file: Mapping[str, Any]) -> str:
     """One row a network: accuracy of its ends, over the seeds, and of all mixtures of them."""
     rows = []
     for network in dict.fromkeys(run["network"] for run in file["runs"]):

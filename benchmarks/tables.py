@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from _adn import adn_cifar, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
+from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _composition import composition
 from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
@@ -65,8 +65,10 @@ def main() -> None:
     if measured := read("epsilon-speed"):
         tables["epsilon-speed"] = epsilon_speed(measured)
     if cifar := read("adn-cifar"):
-        tables |= {"adn-cifar": adn_cifar(cifar), "adn-cifar-speed": adn_cifar_speed(cifar)}
+        tables |= {"adn-cifar": adn_accuracy(cifar), "adn-cifar-speed": adn_cifar_speed(cifar)}
         draw_adn_cifar(cifar)
+    if ablation := read("adn-ablation"):
+        tables["adn-ablation"] = adn_accuracy(ablation)
     if measured := read("adn-speed"):
         tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
     if measured := read("composition"):
