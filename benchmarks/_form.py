@@ -8,10 +8,10 @@ from typing import Any
 
 
 def spread(values: Iterable[float], form: str) -> str:
-    """Mean and standard deviation."""
+    """Mean and, of more than one value, standard deviation."""
     values = list(values)
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{form.format(statistics.mean(values))} ± {form.format(sd)}"
+    mean = form.format(statistics.mean(values))
+    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def times(ratio: dict[str, float]) -> str:
