@@ -40,6 +40,11 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
     return report.markdown(["network", "MACs", *(names[precision] for precision in precisions)], rows)
 
 
+def computes_in_bf16(file: Mapping[str, Any]) -> bool:
+    """Whether networks were timed in bf16 too, which is done where a processor computes in it."""
+    return any(found["precision"] == "bf16" for found in file["timings"])
+
+
 def faster(found: Mapping[str, Any]) -> str:
     """A speed-up with quartiles, and how much it is of what the MACs promise."""
     return f"{times(found['speedup'])}, {100 * found['share_of_ideal']:.0f} %"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import resource
-from datetime import date
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def write(name: str, content: dict[str, Any]) -> Path:
     can = f"{torch.backends.cpu.get_cpu_capability()}{' bf16' if computes_in_bf16() else ''}"
     device = re.sub(r"[^a-z0-9]+", "-", f"{device_name('cpu')} {can}".lower())
     path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
-    facts = {"benchmark": name, "date": date.today().isoformat(), "peak_rss_mib": peak_rss_mib()}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    facts = {"benchmark": name, "date": now, "peak_rss_mib": peak_rss_mib()}
     record = without_folders({**facts, "environment": environment(FOLDER, "cpu"), **content})
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -48,7 +50,7 @@ def peak_rss_mib() -> int:
     return round(max(resource.getrusage(process).ru_maxrss for process in who) / 1024)
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """The newest result of a benchmark, or None if there is none."""
+def read(name: str, which: Callable[[dict[str, Any]], bool] = lambda result: True) -> dict[str, Any] | None:
+    """The newest result of a benchmark, of those of `which` that holds, or None if there is none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob(f"{name}_*.json"))]
-    return max(found, key=lambda result: result["date"], default=None)
+    return max(filter(which, found), key=lambda result: result["date"], default=None)

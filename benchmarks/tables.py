@@ -14,7 +14,7 @@ from typing import Any
 
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _composition import composition
-from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
+from _deephoyer import computes_in_bf16, deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import peak, quartiles, spread, times
 from _gallery import write_gallery
@@ -48,6 +48,8 @@ def main() -> None:
         draw_deephoyer_sweep(sweep)
     if measured := read("deephoyer-speed"):
         tables["deephoyer-speed"] = deephoyer_speed(measured)
+    if measured := read("deephoyer-speed", computes_in_bf16):
+        tables["deephoyer-speed-bf16"] = deephoyer_speed(measured)
     if cifar := read("deephoyer-cifar"):
         tables["deephoyer-cifar"] = deephoyer_cifar(cifar)
         draw_deephoyer_cifar(cifar)
