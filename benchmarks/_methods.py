@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import cycle
 from typing import Any
 
 from _deephoyer import LABELS, accuracy
@@ -120,10 +121,14 @@ def write_points(found: Sequence[Point]) -> None:
 def draw_points(found: Sequence[Point]) -> None:
     """Points of accuracy lost against the share of MACs that is left, of every method and baseline."""
     drawing, axes = report.figure()
-    for number, method in enumerate(dict.fromkeys(point.method for point in found)):
+    methods = list(dict.fromkeys(point.method for point in found))
+    ours = [method for method in methods if method not in BASELINES]
+    baselines = [method for method in methods if method in BASELINES]
+    looks = [(method, "o", colour) for method, colour in zip(ours, cycle(report.COLOURS), strict=False)]
+    looks += [(method, marker, "dimgray") for method, marker in zip(baselines, cycle("x+1^"), strict=False)]
+    for method, marker, colour in looks:
         mine = sorted((100 * point.share, -point.lost) for point in found if point.method == method)
-        marker = "x" if method in BASELINES else "o"
-        axes.plot(*zip(*mine, strict=True), marker, color=report.COLOURS[number], label=method, markersize=5)
+        axes.plot(*zip(*mine, strict=True), marker, color=colour, label=method, markersize=5)
     axes.plot(100, 0, "k*", markersize=10, label="the dense network of each")
     axes.set(xlabel="MACs, % of the dense network's", ylabel="accuracy above the dense network's, points")
     axes.legend(frameon=False, fontsize=8)
