@@ -8,7 +8,7 @@ end in `-own` the groups of each tensor by itself, as in the paper; `-8s` goes o
 widths in multiples of 8. The thinner networks have the same share of every width, start from fresh weights and train
 for the epochs of both stages together. Each run is a process of its own; finished runs below `--runs` are not repeated,
 so that several processes can do some `--names` each, and one more collect them. `--quick` is a try of everything on the
-embedded digits, which takes a minute and writes no result file.
+embedded digits, which takes minutes and writes no result file.
 """
 
 from __future__ import annotations
