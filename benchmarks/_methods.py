@@ -121,13 +121,10 @@ def write_points(found: Sequence[Point]) -> None:
 def draw_points(found: Sequence[Point]) -> None:
     """Points of accuracy lost against the share of MACs that is left, of every method and baseline."""
     drawing, axes = report.figure()
-    methods = list(dict.fromkeys(point.method for point in found))
-    ours = [method for method in methods if method not in BASELINES]
-    baselines = [method for method in methods if method in BASELINES]
-    looks = [(method, "o", colour) for method, colour in zip(ours, cycle(report.COLOURS), strict=False)]
-    looks += [(method, marker, "dimgray") for method, marker in zip(baselines, cycle("x+1^"), strict=False)]
-    for method, marker, colour in looks:
+    colours, markers = cycle(report.COLOURS), cycle("x+1^")
+    for method in dict.fromkeys(point.method for point in found):
         mine = sorted((100 * point.share, -point.lost) for point in found if point.method == method)
+        marker, colour = (next(markers), "dimgray") if method in BASELINES else ("o", next(colours))
         axes.plot(*zip(*mine, strict=True), marker, color=colour, label=method, markersize=5)
     axes.plot(100, 0, "k*", markersize=10, label="the dense network of each")
     axes.set(xlabel="MACs, % of the dense network's", ylabel="accuracy above the dense network's, points")

@@ -12,7 +12,7 @@ from deephoyer import evaluate
 from deephoyer import prune as stage
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import at_target, cut, prune, thresholds
+from deephoyer.prune import cut, cut_as_asked, prune, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.sweep import Point, choose, sweep_strengths, sweep_thresholds
 from deephoyer.train import regularised_tensors, train
@@ -139,7 +139,7 @@ def test_macs_rule_spares_weights_in_proportion_to_how_seldom_they_are_used() ->
 @pytest.mark.parametrize("target", [{"target_macs": 20_000}, {"target_weights": 4_000}])
 def test_target_is_met_by_the_least_cut_that_does(trained: str, rule: str, target: dict[str, int]) -> None:
     model = weights.from_pretrained(trained)
-    found = at_target(model, PruneConfig(model=(trained,), rule=rule, threshold="fixed", **target), DIGIT)
+    found, *_ = cut_as_asked(model, PruneConfig(model=(trained,), rule=rule, threshold="fixed", **target), DIGIT)
 
     def left(sensitivity: float) -> int:
         trial = weights.from_pretrained(trained)

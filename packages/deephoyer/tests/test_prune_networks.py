@@ -17,7 +17,7 @@ from deephoyer.curve import dry_run
 from deephoyer.evaluate import main as evaluate
 from deephoyer.method import group_mask, rms_threshold
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import at_target, cut, cut_as_asked, followers, prune, structure, thresholds
+from deephoyer.prune import cut, cut_as_asked, followers, prune, structure, thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.train import train
 from resless import costs, models, onnx, weights
@@ -162,7 +162,7 @@ def test_nothing_cut_leaves_the_network(trained: str, tmp_path: Path) -> None:
 def test_target_is_met_by_the_least_cut_that_does(trained: str, tmp_path: Path, round_to: int) -> None:
     model = weights.from_pretrained(trained)
     config = pruning(trained, tmp_path, target_macs=250_000, round_to=round_to)
-    found = at_target(model, config, DIGIT)
+    found, *_ = cut_as_asked(model, config, DIGIT)
 
     def left(sensitivity: float) -> int:
         trial = weights.from_pretrained(trained)
@@ -180,13 +180,14 @@ def test_tied_widths_in_multiples_fill_the_target(target: str, tmp_path: Path) -
     dense = {"target_macs": costs.macs(model, DIGIT), "target_weights": sparsity(model, DIGIT).total_weights}[target]
     for share in (0.3, 0.5, 0.7):
         config = pruning("", tmp_path, rule="tied", round_to=8, **{target: round(share * dense)})
-        by_threshold, filled = copy.deepcopy(model), copy.deepcopy(model)
-        sensitivity, limits, _ = cut_as_asked(filled, config, DIGIT)
-        assert sensitivity == at_target(model, config, DIGIT)
+        shallow, by_threshold, filled = (copy.deepcopy(model) for _ in range(3))
+        _, limits, _ = cut_as_asked(filled, config, DIGIT)
+        lower = {name: 0.999 * limit for name, limit in limits.items()}
         cut(by_threshold, limits, "tied", structure(model, DIGIT, "tied"), round_to=8)
-        reports = [sparsity(network, DIGIT, 8) for network in (by_threshold, filled)]
-        less, left = [report.macs if target == "target_macs" else report.weights for report in reports]
-        assert less <= left <= share * dense
+        cut(shallow, lower, "tied", structure(model, DIGIT, "tied"), round_to=8)
+        reports = [sparsity(network, DIGIT, 8) for network in (by_threshold, filled, shallow)]
+        less, left, too_much = [report.macs if target == "target_macs" else report.weights for report in reports]
+        assert less <= left <= share * dense < too_much
         both = zip(*(prunable(network).values() for network in (by_threshold, filled)), strict=True)
         assert all((first == 0)[then == 0].all() for first, then in both), "what the threshold left is left"
         small = compact(filled, DIGIT)

@@ -17,7 +17,7 @@ from deephoyer import loading
 from deephoyer.compact import compact, mac_counter
 from deephoyer.config import PruneConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import least_power_of_two, trial_cuts
+from deephoyer.prune import least_power_of_two, structure, trial_cuts
 
 FINENESS = 2 ** (1 / 8)
 """Ratio of the sensitivities that are looked at where none are given,"""
@@ -44,7 +44,8 @@ def dry_run(config: PruneConfig) -> list[Point]:
     model = source.network(partial(models.create_for, config.model[0], data.train))
     check_fit(model, data.train)
     held_out = data.held_out() if config.data.holdout else None
-    cut_at, count = trial_cuts(model, config, data.example), mac_counter(model, data.example, config.round_to)
+    cut_at = trial_cuts(model, config, data.example, structure(model, data.example, config.rule))
+    count = mac_counter(model, data.example, config.round_to)
 
     def macs_at(sensitivity: float) -> int:
         return count(cut_at(sensitivity))

@@ -141,6 +141,7 @@ def cut_as_asked(
     """Cut a network in place; the sensitivity, the thresholds that it came to, and the masks, as of `cut`.
 
     A target is met by the least sensitivity that does, and what room that leaves below it is filled by the rule `tied`.
+    It depends on the weights alone: no image is looked at.
 
     Args:
         model: the network.
@@ -151,10 +152,12 @@ def cut_as_asked(
         InputError: a network that the rule does not apply to.
         EmptyLayer: see `cut`.
     """
-    sensitivity = at_target(model, config, example)
+    known, in_budget = structure(model, example, config.rule), budget(model, config, example)
+    sensitivity = config.sensitivity
+    if in_budget is not None:
+        sensitivity = least_sensitivity(in_budget, trial_cuts(model, config, example, known))
     limits = thresholds(model, replace(config, sensitivity=sensitivity), example)
-    known, fits = structure(model, example, config.rule), budget(model, config, example)
-    return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, fits)
+    return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, in_budget)
 
 
 def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
@@ -171,16 +174,11 @@ def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[s
     return {name: sensitivity * use / max(uses.values()) for name, use in uses.items()}
 
 
-def at_target(model: nn.Module, config: PruneConfig, example: Tensor) -> float:
-    """The least sensitivity that meets `--target-macs` or `--target-weights`; without a target, `--sensitivity`.
+def least_sensitivity(in_budget: Callable[[nn.Module], bool], cut_at: Callable[[float], nn.Module]) -> float:
+    """The least sensitivity at which the trial cut is in the budget.
 
-    It depends on the weights alone: no image is looked at. Where a layer is empty before the target is met, the
-    sensitivity returned empties it, so that `cut` refuses and names the layer.
+    Where a layer is empty before that, the sensitivity returned empties it, so that `cut` refuses and names the layer.
     """
-    in_budget = budget(model, config, example)
-    if in_budget is None:
-        return config.sensitivity
-    cut_at = trial_cuts(model, config, example)
 
     def met(sensitivity: float) -> bool:
         try:
@@ -210,9 +208,10 @@ def budget(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[
     return None
 
 
-def trial_cuts(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[float], nn.Module]:
+def trial_cuts(
+    model: nn.Module, config: PruneConfig, example: Tensor, known: Structure
+) -> Callable[[float], nn.Module]:
     """A function that gives a copy of the network, cut at a sensitivity. It raises EmptyLayer as `cut` does."""
-    known = structure(model, example, config.rule)
 
     def cut_at(sensitivity: float) -> nn.Module:
         trial, limits = copy.deepcopy(model), thresholds(model, replace(config, sensitivity=sensitivity), example)
@@ -286,14 +285,8 @@ def cut(
     # Deviation: biases are regularised, as the authors', but only cut with a filter whose constant could not be folded.
     tensors, by_group = prunable(model), rule != "elementwise"
     following = known.followers if by_group and known is not None else {}
-
-    def fit(kept: Mapping[str, Tensor]) -> bool:
-        assert fits is not None
-        trial = copy.deepcopy(model)
-        fix_zeros(_with_followers(trial, kept, following))
-        return fits(trial)
-
-    kept = _masks(tensors, limits, rule, known, round_to, None if fits is None else fit)
+    masks_fit = None if fits is None else partial(_fits_with, model, following, fits)
+    kept = _masks(tensors, limits, rule, known, round_to, masks_fit)
     for name, mask in kept.items():
         weight = tensors[name]
         if not mask.any() and isinstance(model, LENETS):
@@ -305,6 +298,18 @@ def cut(
     masks = _with_followers(model, kept, following)
     fix_zeros(masks)
     return masks
+
+
+def _fits_with(
+    model: nn.Module,
+    following: Mapping[str, list[str]],
+    fits: Callable[[nn.Module], bool],
+    kept: Mapping[str, Tensor],
+) -> bool:
+    """Whether a copy of the network fits if only this of each tensor is kept."""
+    trial = copy.deepcopy(model)
+    fix_zeros(_with_followers(trial, kept, following))
+    return fits(trial)
 
 
 def _masks(
