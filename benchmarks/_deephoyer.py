@@ -19,6 +19,14 @@ LABELS = {
 }
 
 
+FORMS = {
+    "fp32": "float32",
+    "bf16": "bf16, channels_last",
+    "fp32-folded": "float32, channels_last, folded",
+    "bf16-folded": "bf16, channels_last, folded",
+}
+
+
 def deephoyer_speed(file: Mapping[str, Any]) -> str:
     """One row a network and how it was cut: MACs that are left, and speed-ups."""
     rows = []
@@ -28,16 +36,18 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
         mine = [found for found in timings if found["model"] == model]
         for name in dict.fromkeys(found["network"] for found in mine):
             found = {timing["precision"]: timing for timing in mine if timing["network"] == name}
-            one = found[precisions[0]]
+            one = next(iter(found.values()))
             left = f"{one['macs'] / 1e6:,.1f} M" if name == "dense" else f"{100 / one['ideal_speedup']:.1f} %"
             label = f"{model}, batch {one['batch_size']}" if name == "dense" else name
-            cells = [
-                f"{found[precision]['median_ms']:.0f} ms" if name == "dense" else faster(found[precision])
-                for precision in precisions
-            ]
+            shown = in_ms if name == "dense" else faster
+            cells = [shown(found[precision]) if precision in found else "" for precision in precisions]
             rows.append([f"**{label}**" if name == "dense" else label, left, *cells])
-    names = {"fp32": "float32", "bf16": "bf16, channels_last"}
-    return report.markdown(["network", "MACs", *(names[precision] for precision in precisions)], rows)
+    return report.markdown(["network", "MACs", *(FORMS[precision] for precision in precisions)], rows)
+
+
+def in_ms(found: Mapping[str, Any]) -> str:
+    """How long it takes."""
+    return f"{found['median_ms']:.0f} ms"
 
 
 def computes_in_bf16(file: Mapping[str, Any]) -> bool:
@@ -62,7 +72,7 @@ def deephoyer_cifar(file: Mapping[str, Any]) -> str:
         strength = f"{run['strength']:g}" if "strength" in run else ""
         left = f"{100 * run['macs'] / dense['macs']:.1f} %"
         rows.append([LABELS[run["name"]], strength, left, f"{100 * accuracy(run):.2f} %", *cells])
-    columns = [f"{precision}, batch {batch}" for precision, batch in timed]
+    columns = [f"{FORMS[precision]}, batch {batch}" for precision, batch in timed]
     return report.markdown(["ResNet-20", "strength", "MACs", "test accuracy", *columns], rows)
 
 
@@ -74,7 +84,7 @@ def draw_deephoyer_cifar(file: Mapping[str, Any]) -> None:
         "MACs an image, millions": {t["network"]: t["macs"] / 1e6 for t in file["latency"]}
     }
     for batch in (1, PICTURED_BATCH):
-        panels[f"latency, {precision}, batch {batch}, ms"] = {
+        panels[f"{FORMS[precision]}, batch {batch}, ms"] = {
             t["network"]: t["median_ms"]
             for t in file["latency"]
             if (t["precision"], t["batch_size"]) == (precision, batch)

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from resless import costs, latency
+from resless.folding import fold
 from resless.precision import computes_in_bf16
 from torch import nn
 
 PRECISIONS = ("fp32", "bf16") if computes_in_bf16() else ("fp32",)
 """float32, and bf16 autocast with channels_last where the machine computes in it."""
+FOLDED = tuple(f"{precision}-folded" for precision in PRECISIONS)
+"""The same as networks are deployed: batch norms in the convolutions before them, and channels_last."""
+NOT_FOLDED = ", not folded"
 
 
 def against_the_first(
@@ -27,25 +31,27 @@ def against_the_first(
     warmup: int = 5,
 ) -> list[dict[str, Any]]:
     """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is."""
-    first = next(iter(networks))
-    macs = {name: costs.macs(network, torch.zeros(1, *image_shape)) for name, network in networks.items()}
+    first, image = next(iter(networks)), torch.zeros(1, *image_shape)
+    macs = {name: costs.macs(network, image) for name, network in networks.items()}
     found = []
     for precision in precisions:
-        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
-        for network in networks.values():
+        timed = as_deployed(networks, image) if precision in FOLDED else networks
+        layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
+        for network in timed.values():
             network.to(memory_format=layout)
         for batch_size in batches:
             images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
-            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-                timings = latency.compare(networks, images.to(memory_format=layout), repeats=repeats, warmup=warmup)
+            with torch.autocast("cpu", torch.bfloat16) if "bf16" in precision else nullcontext():
+                timings = latency.compare(timed, images.to(memory_format=layout), repeats=repeats, warmup=warmup)
             for name, timing in timings.items():
-                faster, ideal = latency.speedup(timings[first], timing), macs[first] / macs[name]
+                left = macs[name.removesuffix(NOT_FOLDED)]
+                faster, ideal = latency.speedup(timings[first], timing), macs[first] / left
                 found.append(
                     {
                         "network": name,
                         "precision": precision,
                         "batch_size": batch_size,
-                        "macs": macs[name],
+                        "macs": left,
                         "median_ms": timing.median_ms,
                         "speedup": vars(faster),
                         "ideal_speedup": ideal,
@@ -54,6 +60,12 @@ def against_the_first(
                     }
                 )
     return found
+
+
+def as_deployed(networks: Mapping[str, nn.Module], image: torch.Tensor) -> dict[str, nn.Module]:
+    """All of them folded; and the first once more as it was, which tells what folding is worth by itself."""
+    first = next(iter(networks))
+    return {name: fold(network, image) for name, network in networks.items()} | {first + NOT_FOLDED: networks[first]}
 
 
 def call(function: Callable[[], None], count: int) -> None:

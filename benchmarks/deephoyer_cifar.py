@@ -25,7 +25,7 @@ import tyro
 from _results import write
 from _runs import Start, data, finished, read_json
 from _runs import run as run_recipe
-from _timing import against_the_first
+from _timing import FOLDED, PRECISIONS, against_the_first
 from deephoyer import recipes
 from deephoyer.compact import compact
 from resless import costs, models, weights
@@ -151,7 +151,7 @@ def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict
     training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
     target = round(budget * costs.macs(dense, options.image))
     arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--compact"]
-    arguments += ["--round-to", "8"] if variant == "8s" else []
+    arguments += ["--round-to", "8" if variant == "8s" else "1"]
     tuning = run("deephoyer.prune", folder, options, [*arguments, "--epochs", str(options.stages[1])])
     return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "model", options)
 
@@ -220,7 +220,10 @@ def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
         for name, budget in wanted(options)
     }
     networks = {"dense": dense} | small
-    return against_the_first(networks, options.image.shape[1:], batches=(1, 256), repeats=options.repeats)
+    precisions = (*PRECISIONS, *FOLDED)
+    return against_the_first(
+        networks, options.image.shape[1:], batches=(1, 256), precisions=precisions, repeats=options.repeats
+    )
 
 
 def size(folder: Path, options: Options) -> dict[str, int]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import tyro
 from _results import write
-from _timing import against_the_first
+from _timing import FOLDED, PRECISIONS, against_the_first
 from deephoyer.channels import coupling
 from deephoyer.compact import compact
 from deephoyer.config import PruneConfig
@@ -49,8 +49,9 @@ class Options:
     """CIFAR images in a batch."""
     large_batch_size: int = 16
     """Images of 224 x 224 pixels in a batch."""
-    precisions: tuple[str, ...] = ("fp32", "bf16")
-    """fp32, and bf16 autocast with channels_last."""
+    precisions: tuple[str, ...] = (*PRECISIONS, *FOLDED)
+    """fp32, and bf16 autocast with channels_last; `-folded`: batch norms folded into the convolutions before them, and
+    channels_last."""
     threads: int = 2
     """Threads of the timed networks."""
     repeats: int = 15

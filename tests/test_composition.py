@@ -11,8 +11,8 @@ import pytest
 import resless.cli
 import torch
 from resless import costs, weights
-from resless.testing import succeeded
-from torch import Tensor
+from resless.testing import refused, succeeded
+from torch import Tensor, nn
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 IMAGE = IMAGES[:1]
@@ -61,6 +61,46 @@ def test_deephoyer_on_one_configuration_of_an_adaptive_network(trained: Path) ->
     succeeded(adn.cli.extract, "--model", "adaptive/model", *skip, cwd=trained)
     base = halved("base", "base-small", trained)
     assert base < costs.macs(weights.from_pretrained(trained / "adaptive" / "model"), IMAGE)
+
+
+def test_what_methods_end_in_can_be_folded(trained: Path) -> None:
+    halved("dense/model", "pruned", trained)
+    succeeded(adn.cli.train, "--recipe", "smoke", "--epochs", "0", "--run-dir", "depths", cwd=trained)
+    skip = ("--skip-cfg", "True", "False", "True", "--output", "shallow", "--repeats", "0")
+    succeeded(adn.cli.extract, "--model", "depths/model", *skip, cwd=trained)
+    for folder in ("pruned", "shallow"):
+        said = succeeded(
+            resless.cli.fold, "--model", folder, "--output", f"{folder}-fast", "--repeats", "0", cwd=trained
+        )
+        assert f"wrote {folder}-fast" in said
+        assert torch.allclose(logits(trained / f"{folder}-fast"), logits(trained / folder), rtol=1e-4, atol=1e-4)
+        assert not any(
+            isinstance(module, nn.BatchNorm2d)
+            for module in weights.from_pretrained(trained / f"{folder}-fast").modules()
+        )
+    trains = ("--recipe", "smoke_resnet", "--model", "resnet20", "--run-dir", "on")
+    assert "it cannot be trained" in refused(deephoyer.cli.train, *trains, "--pretrained", "pruned-fast", cwd=trained)
+    again = ("--model", "pruned-fast", "--output", "smaller-fast")
+    assert "it cannot be compacted" in refused(deephoyer.cli.compact, *again, cwd=trained)
+
+
+def test_networks_that_do_not_always_do_the_same_are_not_folded(trained: Path) -> None:
+    succeeded(adn.cli.train, "--recipe", "smoke", "--epochs", "0", "--run-dir", "two", cwd=trained)
+    succeeded(
+        blockdrop.cli.train,
+        "--recipe",
+        "smoke",
+        "--epochs",
+        "0",
+        "--backbone",
+        "dense/model",
+        "--run-dir",
+        "some",
+        cwd=trained,
+    )
+    for folder, message in (("two", "the AdaptiveNet cannot be folded"), ("some", "the BlockDropNet cannot be folded")):
+        assert message in refused(resless.cli.fold, "--model", f"{folder}/model", "--output", "fast", cwd=trained)
+    assert not (trained / "fast").exists()
 
 
 def test_all_of_them_side_by_side(trained: Path) -> None:

@@ -36,6 +36,7 @@ SCRIPTS = {
     "resless-train": (config.TrainConfig, recipes.TRAIN),
     "resless-eval": (config.EvalConfig, {}),
     "resless-compare": (config.CompareConfig, {}),
+    "resless-fold": (config.FoldConfig, {}),
     "deephoyer-train": (deephoyer_configs.TrainConfig, deephoyer_recipes.TRAIN),
     "deephoyer-prune": (deephoyer_configs.PruneConfig, deephoyer_recipes.PRUNE),
     "deephoyer-compact": (deephoyer_configs.CompactConfig, {}),

@@ -125,6 +125,21 @@ def evaluate() -> None:
     main(command)
 
 
+def fold() -> None:
+    """Console script `resless-fold`."""
+
+    def command() -> None:
+        from resless.config import FoldConfig
+
+        description = "Fold the batch norms of a trained network into the layers before them: the same outputs, sooner."
+        config = parse(FoldConfig, {}, prog="resless-fold", description=description)
+        from resless.folding import main as fold
+
+        fold(config)
+
+    main(command)
+
+
 def compare() -> None:
     """Console script `resless-compare`."""
 

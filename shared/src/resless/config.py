@@ -336,6 +336,30 @@ class CompareConfig:
         return name, folder
 
 
+@dataclass(frozen=True)
+class FoldConfig:
+    """Batch norms folded into the layers before them: what `resless-fold` does."""
+
+    model: str
+    """Model folder of a network of one path: dense, pruned, compressed, extracted or specialised."""
+    output: str
+    """Model folder to write."""
+    export: Literal["onnx"] | None = None
+    """Write OUTPUT.onnx too, beside the model folder, and check it with onnxruntime."""
+    overwrite: bool = False
+    """Replace the output folder if it exists."""
+    batch_size: int = 256
+    """Larger of the two batch sizes at which both networks are timed."""
+    repeats: int = 30
+    """Interleaved timings of each network; 0 leaves the timing out."""
+    channels_last: bool = False
+    """Layout of images and convolution weights while they are timed."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
+
+
 def check_output(path: str | None, option: str = "--output") -> None:
     """Refuse a file for which there is no folder, before the work whose result it is to hold."""
     writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())

@@ -115,7 +115,12 @@ def speedup(baseline: Timing, model: Timing) -> Speedup:
 
 
 def show(
-    networks: Mapping[str, nn.Module], image_shape: Sequence[int], batch_sizes: Sequence[int], repeats: int
+    networks: Mapping[str, nn.Module],
+    image_shape: Sequence[int],
+    batch_sizes: Sequence[int],
+    repeats: int,
+    *,
+    channels_last: bool = False,
 ) -> None:
     """Time two networks at some batch sizes, and print how many times faster the second is, beside what its MACs say.
 
@@ -124,8 +129,12 @@ def show(
         image_shape: (C, H, W) of the random images that they get.
         batch_sizes: images in a batch.
         repeats: as of `compare`.
+        channels_last: layout of images and convolution weights; the networks keep it.
     """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(max(batch_sizes), *image_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(memory_format=layout)
+    networks = {name: network.to(memory_format=layout) for name, network in networks.items()}
     large, small = (costs.macs(network, images[:1]) for network in networks.values())
     rows = []
     for batch_size in batch_sizes:
@@ -135,6 +144,7 @@ def show(
         times = f"{before.median_ms:.3f}", f"{after.median_ms:.3f}"
         rows.append([f"batch {batch_size}", *times, spread, f"{large / small:.2f}"])
     title = f"latency, {before.environment['device']}, {before.environment['threads']} threads, float32"
+    title += ", channels_last" if channels_last else ""
     table(title, ["batch", *(f"{name}, ms" for name in networks), "speed-up, median (quartiles)", "by MACs"], rows)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resless.errors import InputError
+from resless.outputs import error
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -43,6 +44,8 @@ def export(net: nn.Module, images: Tensor, path: Path) -> None:
         for part in (images, images[:1]):
             expected = net(part)
             (found,) = session.run(None, {session.get_inputs()[0].name: part.numpy()})
-            error = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max().clamp_min(1))
-            if not error <= TOLERANCE:
-                raise RuntimeError(f"{path} differs from the network by {error:.2e} of the largest logit: a defect")
+            difference = error(expected, torch.from_numpy(found))
+            if not difference <= TOLERANCE:
+                raise RuntimeError(
+                    f"{path} differs from the network by {difference:.2e} of the largest logit: a defect"
+                )

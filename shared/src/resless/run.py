@@ -47,6 +47,7 @@ from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
 from resless.files import write_text
 from resless.memory import keep_freed_memory
+from resless.models.folded import check_unfolded
 from resless.precision import computes_in_bf16, resolve
 from resless.progress import ProgressReport
 
@@ -134,8 +135,10 @@ class Run:
             state: whatever else the loop carries (masks, moving averages, adaptive schedules), by name.
 
         Raises:
-            InputError: the folder cannot be written or is in use, or there is nothing that fits to resume from.
+            InputError: the network is folded; the folder cannot be written or is in use, or there is nothing that fits
+                to resume from.
         """
+        check_unfolded(model, "trained")
         source = self._find_checkpoint()
         self._open_folder()
         if self.settings.channels_last:

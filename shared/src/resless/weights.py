@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,12 @@ def save_pretrained(
 def check_holds(model: str, folder: str | Path) -> None:
     """Raise InputError unless a model folder holds the network of this name, or what became of it."""
     described = read_config(folder)["model"]
-    names = {described["name"], described["options"].get("base", described["name"])}
+    names, options = [str(described["name"])], described["options"]
+    while isinstance(options, dict) and "base" in options:
+        names.append(str(options["base"]))
+        options = options.get("base_options")
     if model not in names:
-        raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(sorted(names, reverse=True))}")
+        raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(names)}")
 
 
 def from_pretrained(folder: str | Path) -> nn.Module:
@@ -140,7 +144,9 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     _check_match(expected, _safetensors_signature(path), str(path))
     with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
         model = models.build(spec)
-    model.load_state_dict(_load_safetensors(path), strict=True)
+    state = OrderedDict(_load_safetensors(path))
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions, which MNASNet insists on
+    model.load_state_dict(state, strict=True)
     return model.eval()
 
 

@@ -12,7 +12,9 @@ import torch
 from resless import costs, latency, models, onnx, weights
 from resless.errors import InputError
 from resless.models import shrunk
+from resless.models.folded import check_unfolded
 from resless.models.lenet import LeNet5, LeNet300100
+from resless.outputs import check_equal
 from resless.report import table
 from torch import Tensor, nn
 
@@ -39,7 +41,8 @@ def compact(model: nn.Module, example: Tensor, round_to: int = 1) -> nn.Module:
             LeNets do not.
 
     Raises:
-        InputError: the network holds something that this cannot follow, which is named; it stays usable as it is.
+        InputError: the network holds something that this cannot follow, which is named, or it is folded; it stays
+            usable as it is.
         EmptyLayer: nothing is left of a layer.
         RuntimeError: the outputs differ.
     """
@@ -49,6 +52,7 @@ def compact(model: nn.Module, example: Tensor, round_to: int = 1) -> nn.Module:
 @torch.no_grad()
 def explained(model: nn.Module, example: Tensor, round_to: int = 1) -> tuple[nn.Module, dict[str, str]]:
     """What `compact` gives; and for layers that keep some zeros, by their paths, why."""
+    check_unfolded(model, "compacted")
     reasons: dict[str, str] = {}
     if isinstance(model, LENETS):
         small = compact_lenet(model)
@@ -58,7 +62,7 @@ def explained(model: nn.Module, example: Tensor, round_to: int = 1) -> tuple[nn.
         reasons = {path: kept.why for path, kept in what.layers.items()}
         small = _smaller(large, what)
     small = small.to(example.device).eval()
-    _check_equal(model, small, example)
+    check_equal(model, small, example, TOLERANCE, "compacted")
     return small, reasons
 
 
@@ -166,17 +170,6 @@ def _norm_of(convolution: nn.Conv2d, reader: nn.Module | None) -> shrunk.Norm | 
 def base_name(name: str) -> str:
     """Of a layer that was exchanged, its path in the network in which it was exchanged."""
     return name.removesuffix(".core")
-
-
-def _check_equal(model: nn.Module, small: nn.Module, example: Tensor) -> None:
-    was_training = model.training
-    noise = torch.randn(8, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
-    images = torch.cat([example, noise])  # the example may be blank, where wrongly wired inputs would not show
-    expected, found = model.eval()(images), small(images)
-    model.train(was_training)
-    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1))
-    if not error <= TOLERANCE:
-        raise RuntimeError(f"the compacted network differs by {error:.2e} of the largest logit: this is a defect")
 
 
 def main(config: CompactConfig) -> nn.Module:

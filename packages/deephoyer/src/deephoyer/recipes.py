@@ -212,6 +212,7 @@ PRUNE: dict[str, PruneConfig] = {
         rule="tied",
         threshold="rms",
         target_macs=20_500_000,
+        round_to=8,
         data=_CIFAR,
         optim=replace(_SHORT_OPTIM, epochs=6),
         run=_fast_run("deephoyer-resnet20_short-pruned"),

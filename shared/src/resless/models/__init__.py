@@ -141,6 +141,7 @@ _FAMILIES = (
         "torchvision/vit_NAME",
     ),
     _Family("shrunk", "shrunk:shrunk", (), "shrunk"),
+    _Family("folded", "folded:folded", (), "folded"),
 )
 
 ENTRY_POINTS = "resless.models"
