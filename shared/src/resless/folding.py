@@ -109,7 +109,8 @@ def _fits(layer: nn.Module, norm: nn.Module) -> bool:
         return False
     if isinstance(norm, Slim) and norm.part.inputs is not None:
         return False
-    return isinstance(core_of(layer), Mixing) and isinstance(core_of(norm), Norm) and core_of(norm).track_running_stats
+    core = core_of(norm)
+    return isinstance(core_of(layer), Mixing) and isinstance(core, Norm) and core.track_running_stats
 
 
 def _path_of_core(model: nn.Module, path: str) -> str:
@@ -118,11 +119,15 @@ def _path_of_core(model: nn.Module, path: str) -> str:
 
 def _absorbed(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer that does what it and the batch norm did, computed in double precision."""
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    assert isinstance(layer, Mixing)
+    assert isinstance(norm, Norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.double()
     scale = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
     shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     weight, bias = fuse(layer.weight.double(), bias, mean, variance, norm.eps, scale, shift)
     return weight.to(layer.weight), bias.to(layer.weight)
 
