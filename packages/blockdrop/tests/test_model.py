@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from blockdrop.config import MODELS
+from blockdrop.execute import EXECUTORS
 from blockdrop.model import BlockDropNet, PolicyNetwork, SkippingResNet, load_original
 from resless import costs, models, weights
 from resless.config import EvalConfig, SourceConfig
 from resless.errors import InputError
 from resless.evaluate import main as evaluate
+from resless.folding import fold
 from resless.models.torchvision_resnet import of_layers
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
@@ -198,6 +200,26 @@ def test_a_copy_is_a_network_of_its_own() -> None:
             parameter.zero_()
         assert torch.equal(other(x), expected)
         assert not torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet14", {"shortcut": "avgpool", "policy_pool": 2}), ("torchvision/resnet18", {"policy": "resnet10"})],
+)
+def test_batch_norms_of_both_networks_can_be_folded(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    net, x = trained(name, **options), images(12)
+    small = fold(net, x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+    weights.save_pretrained(small, tmp_path / "fast")
+    loaded = weights.from_pretrained(tmp_path / "fast")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.policy(x), net.policy(x), rtol=0, atol=1e-5)
+        for policy in (net.decide(x), torch.rand(12, net.num_blocks) < 0.5):
+            for executor in EXECUTORS:
+                found, expected = loaded.resnet(x, policy, executor), net.resnet(x, policy, executor)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="it cannot be specialised, give the one that it was"):
+        loaded.specialised([True] * net.num_blocks)
 
 
 # --- the network of one policy

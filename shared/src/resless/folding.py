@@ -37,7 +37,8 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
     pre-activation blocks does.
 
     Args:
-        model: any network that torch.fx can trace; it is not changed.
+        model: any network that torch.fx can trace, or of which it can trace the parts whose paths it names as
+            `plain_parts`, because it runs them block by block; it is not changed.
         example: images [N, C, H, W] on which both outputs are compared.
 
     Raises:
@@ -67,18 +68,26 @@ class _Tracer(fx.Tracer):
 
 def _followed(model: nn.Module) -> dict[str, str]:
     """The layers with batch norms that nothing but they read: path -> path of the batch norm."""
-    kind = type(model).__name__
-    try:
-        parameters = signature(model.forward).parameters.values()
-        given = {known.name: known.default for known in parameters if known.default is not Parameter.empty}
-        graph = _Tracer().trace(model, given)
-    except Exception as error:  # whatever a forward does that only works with real tensors
-        reason = str(error).partition(". ")[0]
-        raise InputError(f"the {kind} cannot be folded: torch.fx cannot trace it ({reason}); {ADVICE}") from error
+    found: dict[str, str] = {}
+    for part in getattr(model, "plain_parts", ("",)):
+        prefix = part and f"{part}."
+        pairs = _pairs(model.get_submodule(part))
+        found |= {f"{prefix}{layer}": f"{prefix}{norm}" for layer, norm in pairs.items()}
+    if not found:
+        kind = type(model).__name__
+        raise InputError(
+            f"the {kind} has nothing to fold: no batch norm directly follows a convolution or linear layer"
+        )
+    return found
+
+
+def _pairs(net: nn.Module) -> dict[str, str]:
+    """The same of a network that always does the same."""
+    graph = _traced(net)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
-    modules = {path: model.get_submodule(path) for path in dict.fromkeys(targets)}
-    _check_one_path(model, targets)
+    modules = {path: net.get_submodule(path) for path in dict.fromkeys(targets)}
+    _check_one_path(net, targets)
     found = {}
     for norm in calls:
         layer = norm.all_input_nodes[0]
@@ -86,12 +95,19 @@ def _followed(model: nn.Module) -> dict[str, str]:
             layer = layer.all_input_nodes[0]
         once = targets.count(layer.target) == 1 and len(layer.users) == 1
         if once and _fits(modules[layer.target], modules[norm.target]):
-            found[_path_of_core(model, layer.target)] = _path_of_core(model, norm.target)
-    if not found:
-        raise InputError(
-            f"the {kind} has nothing to fold: no batch norm directly follows a convolution or linear layer"
-        )
+            found[_path_of_core(net, layer.target)] = _path_of_core(net, norm.target)
     return found
+
+
+def _traced(net: nn.Module) -> fx.Graph:
+    """What a plain pass does, with the defaults of what else a pass may be given."""
+    parameters = signature(net.forward).parameters.values()
+    given = {known.name: known.default for known in parameters if known.default is not Parameter.empty}
+    try:
+        return _Tracer().trace(net, given)
+    except Exception as error:  # whatever a forward does that only works with real tensors
+        kind, reason = type(net).__name__, str(error).partition(". ")[0]
+        raise InputError(f"the {kind} cannot be folded: torch.fx cannot trace it ({reason}); {ADVICE}") from error
 
 
 def _check_one_path(model: nn.Module, targets: list[str]) -> None:

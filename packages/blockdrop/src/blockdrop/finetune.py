@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import optim
+from resless import models, optim
 from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
@@ -80,7 +80,7 @@ def check_batch_norm(net: BlockDropNet, data: Pipeline) -> None:
     """Raise InputError where a block could see a single value a channel, of which batch norm has no variance."""
     with torch.no_grad():
         features = net.resnet.features(data.example, torch.zeros(1, net.num_blocks))
-    side, name = data.example.shape[-1], net.spec.options["backbone"]
+    side, name = data.example.shape[-1], models.origin(net.spec).options["backbone"]
     wanted = f"larger for {name}: its last blocks see one pixel an image, and a block may be kept by one image alone"
     check(features[0, 0].numel() > 1, "the image size", side, wanted)
 

@@ -11,6 +11,7 @@ from resless import models, weights
 from resless.data import Images
 from resless.data.stream import Stream
 from resless.errors import InputError, check, unknown_name
+from resless.models.folded import check_unfolded
 from torch import nn
 
 from blockdrop.config import MODELS, BackboneConfig
@@ -146,6 +147,7 @@ def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) ->
     """The residual network of a model folder, of BlockDrop's own too, and a fresh policy network."""
     known = MODELS.get(config.model)
     backbone = weights.from_pretrained(folder)
+    check_unfolded(backbone, "trained")
     if isinstance(backbone, BlockDropNet):
         backbone = backbone.resnet.net
     spec = models.spec_of(backbone)
@@ -176,8 +178,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_name(config: BackboneConfig, net: BlockDropNet, source: str) -> None:
     """Raise InputError unless a folder's network is the one that --model names; a folder's own name fits too."""
-    # A network made smaller goes by the name of the one that it was.
-    name = net.spec.options["backbone_options"].get("base", net.spec.options["backbone"])
+    options = models.origin(net.spec).options
+    name = models.origin(models.Spec(options["backbone"], options=options["backbone_options"])).name
     known = MODELS.get(config.model)
     if known is None:
         if config.model != name and not Path(config.model).is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from resless import models, weights
 from resless.errors import InputError, check, unknown_name
+from resless.models.folded import check_unfolded
 from resless.models.pooling import average
 from resless.models.resnet import ResNet, resnet
 from resless.models.torchvision_resnet import ResNet as ImageNetResNet
@@ -125,6 +126,9 @@ class BlockDropNet(nn.Module):
         InputError: an unknown name or option, or a network without residual blocks.
     """
 
+    plain_parts = ("resnet.net", "policy.features")
+    """Where `resless.folding` finds batch norms: in networks that this one runs block by block."""
+
     def __init__(
         self,
         name: str,
@@ -171,8 +175,9 @@ class BlockDropNet(nn.Module):
         """The plain network of one policy, 0/1 [K]: dropped blocks are gone; in eval mode, a copy.
 
         Raises:
-            InputError: a policy of another length, or a network whose layers were made smaller.
+            InputError: a policy of another length, or a network that is folded or whose layers were made smaller.
         """
+        check_unfolded(self, "specialised")
         check(len(kept) == self.num_blocks, "the length of the policy", len(kept), f"{self.num_blocks}, one a block")
         backbone = models.spec_of(self.resnet.net)
         if "kept_blocks" not in backbone.options:

@@ -229,6 +229,13 @@ def spec_of(model: nn.Module) -> Spec:
     return spec
 
 
+def origin(spec: Spec) -> Spec:
+    """The network that a smaller or folded one was made of; of others the spec itself."""
+    while "base" in spec.options:
+        spec = replace(spec, name=spec.options["base"], options=spec.options["base_options"])
+    return spec
+
+
 def option_defaults(name: str) -> dict[str, Any]:
     """The options that a network takes, with their defaults; `inspect.Parameter.empty` for those that must be given.
 
