@@ -24,6 +24,7 @@ from deephoyer.compact import compact
 from epsilon_resnet.model import create as gated
 from resless import models, weights
 from resless.errors import InputError
+from resless.folding import fold
 from torch import nn
 
 SECONDS = float(os.environ.get("RESLESS_FUZZ_SECONDS", "3"))
@@ -37,6 +38,7 @@ HOSTILE: list[Any] = [
         "/etc/passwd",
         "resnet20",
         "shrunk",
+        "folded",
         "blockdrop",
         "adn",
         "a" * 5000,
@@ -63,6 +65,8 @@ def shrunk() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dense": dense,
     "shrunk": shrunk,
+    "folded": lambda: fold(shrunk(), torch.rand(2, 1, 8, 8)),
+    "folded policy": lambda: fold(BlockDropNet("resnet8", in_channels=1, num_classes=10), torch.rand(2, 1, 8, 8)),
     "lenet": lambda: models.create("lenet_300_100", in_channels=1, image_size=8),
     "blockdrop": lambda: BlockDropNet("resnet8", in_channels=1, num_classes=10),
     "epsilon": lambda: gated("preresnet8", num_classes=10, in_channels=1, epsilon=2.5),
