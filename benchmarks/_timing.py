@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from resless import costs, latency
+from resless.errors import check
 from resless.folding import fold
 from resless.precision import computes_in_bf16
 from torch import nn
@@ -35,7 +36,9 @@ def against_the_first(
     macs = {name: costs.macs(network, image) for name, network in networks.items()}
     found = []
     for precision in precisions:
-        timed = as_deployed(networks, image) if precision in FOLDED else networks
+        known = precision.removesuffix("-folded") in ("fp32", "bf16")
+        check(known, "--precisions", precision, "fp32 or bf16, each with -folded or without")
+        timed = as_deployed(networks, image) if precision.endswith("-folded") else networks
         layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
         for network in timed.values():
             network.to(memory_format=layout)

@@ -20,7 +20,7 @@ from _results import write
 from _timing import PRECISIONS
 from blockdrop import costs, speed
 from blockdrop.model import BlockDropNet
-from resless import weights
+from resless import models, weights
 from resless.config import as_dict
 from resless.data.images import load
 from resless.data.loaders import EvalBatches
@@ -85,7 +85,8 @@ def of_precision(precision: str, options: Options) -> list[dict[str, Any]]:
         if not isinstance(trained, BlockDropNet):
             raise InputError(f"{folder} holds no BlockDrop network")
         images = some_images(weights.read_config(folder)["preprocessing"], precision, options)
-        facts = {"model": trained.spec.options["backbone"], "keep_rate": None, "options": trained.spec.options}
+        described = models.origin(trained.spec).options
+        facts = {"model": described["backbone"], "keep_rate": None, "options": described}
         found += timed(trained, images, precision, facts, options)
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import adn.cli
 import blockdrop.cli
 import deephoyer.cli
+import epsilon_resnet.cli
 import pytest
 import resless.cli
 import torch
@@ -82,6 +84,8 @@ def test_what_methods_end_in_can_be_folded(trained: Path) -> None:
     assert "it cannot be trained" in refused(deephoyer.cli.train, *trains, "--pretrained", "pruned-fast", cwd=trained)
     again = ("--model", "pruned-fast", "--output", "smaller-fast")
     assert "it cannot be compacted" in refused(deephoyer.cli.compact, *again, cwd=trained)
+    cut = ("--recipe", "smoke_resnet", "--model", "pruned-fast")
+    assert "it cannot be pruned" in refused(deephoyer.cli.prune, *cut, "--run-dir", "on", cwd=trained)
 
 
 def test_a_skipping_network_that_was_folded_is_evaluated_and_not_trained(trained: Path) -> None:
@@ -94,16 +98,29 @@ def test_a_skipping_network_that_was_folded_is_evaluated_and_not_trained(trained
         for folder in ("some/model", "some-fast")
     }
     assert said["some-fast"] == said["some/model"]
-    for start in ("--backbone", "some-fast"), ("--pretrained", "some-fast"):
-        script = blockdrop.cli.train if start[0] == "--backbone" else blockdrop.cli.finetune
-        assert "it cannot be trained" in refused(script, *stage, *start, "--run-dir", "on", cwd=trained)
+    on = (*stage, "--run-dir", "on")
+    assert "it cannot be a backbone" in refused(blockdrop.cli.train, *on, "--backbone", "some-fast", cwd=trained)
+    assert "it cannot be trained" in refused(blockdrop.cli.finetune, *on, "--pretrained", "some-fast", cwd=trained)
+    one = ("--model", "some-fast", "--specialise", "one")
+    assert "it cannot be specialised" in refused(blockdrop.cli.evaluate, *one, cwd=trained)
+    onnx = ("--output", "some-onnx", "--export", "onnx")
+    assert "leave it out" in refused(resless.cli.fold, "--model", "some/model", *onnx, cwd=trained)
 
 
-def test_depths_that_change_at_run_time_are_not_folded(trained: Path) -> None:
-    succeeded(adn.cli.train, "--recipe", "smoke", "--epochs", "0", "--run-dir", "two", cwd=trained)
-    sentence = refused(resless.cli.fold, "--model", "two/model", "--output", "fast", cwd=trained)
-    assert "the AdaptiveNet cannot be folded" in sentence
-    assert "write one configuration as a model folder" in sentence
+@pytest.mark.parametrize(
+    ("script", "options", "command"),
+    [
+        (adn.cli.train, (), "adn-extract"),
+        (adn.cli.train, ("--no-second-norms",), "adn-extract"),
+        (epsilon_resnet.cli.train, ("--side-weight", "0"), "epsilon-resnet-compress"),
+    ],
+)
+def test_what_is_no_plain_network_yet_is_not_folded(
+    script: Callable[[], None], options: tuple[str, ...], command: str, tmp_path: Path
+) -> None:
+    succeeded(script, "--recipe", "smoke", "--epochs", "0", "--run-dir", "run", *options, cwd=tmp_path)
+    sentence = refused(resless.cli.fold, "--model", "run/model", "--output", "fast", cwd=tmp_path)
+    assert f"write a plain network with {command}, and fold that" in sentence
 
 
 def test_all_of_them_side_by_side(trained: Path) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from resless import cli, models, weights
+from resless.calibrate import recalibrate
 from resless.errors import InputError
 from resless.folding import fold
 from resless.models import folded
+from resless.outputs import check_equal
 from resless.testing import environment, refused, succeeded
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -128,6 +131,37 @@ def test_norms_of_more_than_a_layer_writes_stay() -> None:
     assert norms(small) == 1
 
 
+class Idle(Pair):
+    """With what does nothing in eval mode in between."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__(layer, norm)
+        self.dropout, self.nothing = nn.Dropout2d(0.5), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.nothing(self.dropout(self.layer(x))))
+
+
+class Alias(Pair):
+    """Whose batch norm has two names, of which one is used."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__(layer, norm)
+        self.other = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.layer(x))
+
+
+@pytest.mark.parametrize("kind", [Idle, Alias])
+def test_a_network_without_a_name_is_folded_too(kind: type[Pair]) -> None:
+    small = fold(unsettled(kind(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), SMALL)
+    assert norms(small) == 0
+    assert not hasattr(small, "spec")
+    with pytest.raises(InputError, match="it cannot be folded again"):
+        fold(small, SMALL)
+
+
 class ReadTwice(Pair):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
@@ -161,7 +195,7 @@ class TwoNorms(Pair):
         (Pair, nn.BatchNorm2d(3, track_running_stats=False), "nothing to fold"),
         (Pair, nn.Identity(), "nothing to fold"),
         (Dependent, nn.BatchNorm2d(3), "the Dependent cannot be folded: torch.fx cannot trace it"),
-        (TwoNorms, nn.BatchNorm2d(3), "a plain pass uses other 0 times"),
+        (TwoNorms, nn.BatchNorm2d(3), "a pass uses other 0 times, not once"),
     ],
 )
 def test_what_cannot_be_folded_is_refused(kind: type[Pair], norm: nn.Module, message: str) -> None:
@@ -174,11 +208,39 @@ def test_what_cannot_be_folded_is_refused(kind: type[Pair], norm: nn.Module, mes
 
 def test_the_network_is_left_as_it_was() -> None:
     net = created("resnet8").train()
+    net.layer1.eval()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     small = fold(net, SMALL)
     assert net.training
+    assert not net.layer1[0].training
     assert not small.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_batch_norms_that_are_left_are_not_recalibrated() -> None:
+    small = fold(created("preresnet8"), SMALL)
+    assert norms(small) > 0
+    with pytest.raises(InputError, match="it cannot be recalibrated"):
+        recalibrate(small, [], Accelerator(cpu=True))
+
+
+def test_a_diverged_network_is_refused() -> None:
+    net = created("resnet8")
+    net.linear.bias.data[0] = torch.nan
+    with pytest.raises(InputError, match="the network's outputs are not finite"):
+        fold(net, SMALL)
+
+
+def test_outputs_that_differ_are_seen_and_modes_put_back() -> None:
+    net, other = created("resnet8").train(), created("resnet8")
+    other.linear.bias.data[0] += 1e-3
+    with pytest.raises(RuntimeError, match=r"the other network differs by .* of the largest logit: this is a defect"):
+        check_equal(net, other, SMALL, 1e-4, "other")
+    check_equal(net, other, SMALL, 2e-3, "other")
+    with pytest.raises(RuntimeError, match="channels"):
+        check_equal(net, other, SMALL[:, :1], 1e-4, "other")
+    assert net.training
+    assert not other.training
 
 
 def test_double_precision_stays() -> None:
@@ -189,7 +251,7 @@ def test_double_precision_stays() -> None:
 def test_a_folded_network_is_not_trained_on() -> None:
     small = fold(created("resnet8"), SMALL)
     for net in (small, nn.Sequential(small)):
-        with pytest.raises(InputError, match="folded, for inference only: it cannot be trained"):
+        with pytest.raises(InputError, match="folded, for inference only: it cannot be trained; give the one from"):
             folded.check_unfolded(net, "trained")
     folded.check_unfolded(created("resnet8"), "trained")
 
@@ -198,6 +260,10 @@ def test_a_folded_network_is_not_trained_on() -> None:
     ("changes", "message"),
     [
         ({"base": "folded"}, "base is 'folded'"),
+        (
+            {"base": "shrunk", "base_options": {"base": "folded", "base_options": {}, "layers": {}}},
+            "base is 'folded', but must be the network that was shrunk at first, not folded",
+        ),
         ({"base": "resnet9"}, "depth is 9"),
         ({"base_options": []}, "base_options is"),
         ({"norms": []}, "norms is"),
@@ -268,4 +334,4 @@ def test_script_refuses(dense: Path, tmp_path: Path) -> None:
         assert message in refused(cli.fold, *arguments, cwd=tmp_path)
     succeeded(cli.fold, "--model", str(dense), "--output", "fast", "--repeats", "0", cwd=tmp_path)
     again = refused(cli.fold, "--model", "fast", "--output", "faster", cwd=tmp_path)
-    assert "nothing to fold" in again
+    assert "it cannot be folded again" in again

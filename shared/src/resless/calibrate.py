@@ -14,6 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resless.models.folded import check_unfolded
+from resless.modes import in_eval_mode
+
 if TYPE_CHECKING:
     from resless.data.pipeline import Pipeline
     from resless.evaluate import Shares
@@ -48,24 +51,25 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], acce
         model: images [n, C, H, W] -> anything, on the accelerator's device; the same on all processes, not wrapped.
         batches: this process's images; may be none, if another process has some.
         accelerator: its precision, and its processes.
+
+    Raises:
+        InputError: the network is folded: what it would need the statistics for is gone.
     """
+    check_unfolded(model, "recalibrated")
     norms = batch_norms(model)
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative: every batch counts alike
-        norm.train()
-    try:
-        for images, _ in batches:
-            with accelerator.autocast():
-                model(images)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    with in_eval_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative: every batch counts alike
+            norm.train()
+        try:
+            for images, _ in batches:
+                with accelerator.autocast():
+                    model(images)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     if accelerator.num_processes > 1:
         _average(norms, accelerator)
 

@@ -341,7 +341,8 @@ class FoldConfig:
     """Batch norms folded into the layers before them: what `resless-fold` does."""
 
     model: str
-    """Model folder of a network of one path: dense, pruned, compressed, extracted or specialised."""
+    """Model folder of a dense, pruned or compacted network, of what epsilon-resnet-compress and adn-extract write, or
+    of BlockDrop's."""
     output: str
     """Model folder to write."""
     export: Literal["onnx"] | None = None

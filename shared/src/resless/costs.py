@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from resless.modes import in_eval_mode
+
 # Products that FlopCounterMode takes for free.
 _UNCOUNTED = frozenset({"mv", "addmv", "dot", "vdot", "addr", "_trilinear", "_cdist_forward", "_euclidean_dist"})
 
@@ -136,14 +138,10 @@ class _UncountedOperators(TorchDispatchMode):
 @contextmanager
 def _counting(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, attention as plain matrix products; everything is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with in_eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes.items():
-            module.training = training

@@ -17,6 +17,7 @@ from torch import nn
 from resless.config import EvalConfig
 from resless.errors import InputError, check
 from resless.files import write_text
+from resless.modes import in_eval_mode
 
 if TYPE_CHECKING:
     from resless.data import Images, Stream
@@ -95,20 +96,17 @@ def evaluate_each(
     """
     confusions = confusions or {}
     average_buffers(model, accelerator)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     # Columns: correct among the first, correct among the first five, sum of losses, images. In float64, so that
     # counts stay exact and sums hardly depend on how the images were shared out.
     sums = torch.zeros(len(forwards), 4, dtype=torch.float64, device=accelerator.device)
-    for images, labels in batches:
-        for row, (name, forward) in zip(sums, forwards.items(), strict=True):
-            with accelerator.autocast():
-                logits = forward(images)
-            row += _row_sums(logits.float(), labels).sum(dim=0)
-            if name in confusions:
-                confusions[name].add(logits.float(), labels)
-    for module, training in modes.items():
-        module.training = training
+    with in_eval_mode(model):
+        for images, labels in batches:
+            for row, (name, forward) in zip(sums, forwards.items(), strict=True):
+                with accelerator.autocast():
+                    logits = forward(images)
+                row += _row_sums(logits.float(), labels).sum(dim=0)
+                if name in confusions:
+                    confusions[name].add(logits.float(), labels)
     for confusion in confusions.values():
         confusion.counts = accelerator.reduce(confusion.counts, reduction="sum")
     rows = accelerator.reduce(sums, reduction="sum").tolist()

@@ -19,12 +19,12 @@ from resless import costs, latency, models, onnx, weights
 from resless.config import FoldConfig
 from resless.errors import InputError
 from resless.models import folded
-from resless.models.shrunk import Mixing, Norm, Slim, core_of
+from resless.models.folded import check_unfolded
+from resless.models.shrunk import Mixing, Norm, Slim, core_of, widths
 from resless.outputs import check_equal
 from resless.report import table
 
 TOLERANCE = 1e-4
-ADVICE = "of a network that does not always do the same, write one configuration as a model folder, and fold that"
 IDLE = nn.Dropout | nn.Dropout2d | nn.Identity
 """What does nothing in eval mode, between a layer and its batch norm too."""
 
@@ -42,10 +42,14 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
         example: images [N, C, H, W] on which both outputs are compared.
 
     Raises:
-        InputError: there is nothing to fold, or the network is not one network: what it executes depends on its
-            input, or it has batch norms that it does not always use.
+        InputError: there is nothing to fold, torch.fx cannot trace the network, or it has batch norms that it does not
+            always use.
         RuntimeError: the outputs differ by more than 1e-4 of the largest logit.
     """
+    check_unfolded(model, "folded again")
+    if command := getattr(model, "made_plain_by", None):
+        kind = type(model).__name__
+        raise InputError(f"the {kind} does not always do the same: write a plain network with {command}, and fold that")
     small = copy.deepcopy(model).eval()
     norms = _followed(small)
     state = {layer: _absorbed(small.get_submodule(layer), small.get_submodule(norm)) for layer, norm in norms.items()}
@@ -82,20 +86,20 @@ def _followed(model: nn.Module) -> dict[str, str]:
 
 
 def _pairs(net: nn.Module) -> dict[str, str]:
-    """The same of a network that always does the same."""
+    """Those of one network, or part of one, that always does the same."""
     graph = _traced(net)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [node.target for node in calls]
     modules = {path: net.get_submodule(path) for path in dict.fromkeys(targets)}
     _check_one_path(net, targets)
     found = {}
-    for norm in calls:
-        layer = norm.all_input_nodes[0]
+    for call in calls:
+        layer = call.all_input_nodes[0]
         while isinstance(modules.get(layer.target), IDLE) and len(layer.users) == 1:
             layer = layer.all_input_nodes[0]
-        once = targets.count(layer.target) == 1 and len(layer.users) == 1
-        if once and _fits(modules[layer.target], modules[norm.target]):
-            found[_path_of_core(net, layer.target)] = _path_of_core(net, norm.target)
+        once = layer.op == "call_module" and targets.count(layer.target) == 1 and len(layer.users) == 1
+        if once and _fits(modules[layer.target], modules[call.target]):
+            found[_path_of_core(net, layer.target)] = _path_of_core(net, call.target)
     return found
 
 
@@ -106,17 +110,17 @@ def _traced(net: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(net, given)
     except Exception as error:  # whatever a forward does that only works with real tensors
-        kind, reason = type(net).__name__, str(error).partition(". ")[0]
-        raise InputError(f"the {kind} cannot be folded: torch.fx cannot trace it ({reason}); {ADVICE}") from error
+        kind, reason = type(net).__name__, str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"the {kind} cannot be folded: torch.fx cannot trace it ({reason})") from error
 
 
 def _check_one_path(model: nn.Module, targets: list[str]) -> None:
-    """Refuse a network with batch norms that a plain pass does not use just once: they may belong to other passes."""
+    """Refuse a network with batch norms that a pass does not use just once: they may belong to other passes."""
     for path, module in model.named_modules():
         used = sum(path == target or path == f"{target}.core" for target in targets)
         if isinstance(module, Norm) and used != 1:
             kind = type(model).__name__
-            raise InputError(f"the {kind} cannot be folded: a plain pass uses {path} {used} times, not once; {ADVICE}")
+            raise InputError(f"the {kind} cannot be folded: a pass uses {path} {used} times, not once")
 
 
 def _fits(layer: nn.Module, norm: nn.Module) -> bool:
@@ -125,8 +129,10 @@ def _fits(layer: nn.Module, norm: nn.Module) -> bool:
         return False
     if isinstance(norm, Slim) and norm.part.inputs is not None:
         return False
-    core = core_of(norm)
-    return isinstance(core_of(layer), Mixing) and isinstance(core, Norm) and core.track_running_stats
+    mixing, batch_norm = core_of(layer), core_of(norm)
+    if not isinstance(mixing, Mixing) or not isinstance(batch_norm, Norm):
+        return False
+    return batch_norm.track_running_stats and batch_norm.num_features == widths(mixing)[1]
 
 
 def _path_of_core(model: nn.Module, path: str) -> str:
@@ -156,6 +162,9 @@ def main(config: FoldConfig) -> nn.Module:
     if exported is not None:
         onnx.check_installed("--export onnx")
     model, described = weights.from_pretrained(config.model), weights.read_config(config.model)
+    if exported is not None and hasattr(model, "plain_parts"):
+        kind = type(model).__name__
+        raise InputError(f"--export is onnx, which cannot hold what a {kind} decides for each image: leave it out")
     shape = described["costs"].get("image_shape")
     if shape is None:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")

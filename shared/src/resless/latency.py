@@ -16,6 +16,7 @@ from resless import costs
 from resless.environment import device_name
 from resless.errors import check
 from resless.memory import keep_freed_memory
+from resless.modes import in_eval_mode
 from resless.report import table
 
 MIN_MEASUREMENT_MS = 5.0
@@ -82,21 +83,14 @@ def compare(
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
     networks = [model for model in models.values() if isinstance(model, nn.Module)]
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        with torch.inference_mode():
-            for model in models.values():
-                _milliseconds(model, inputs, warmup)
-            calls = {name: _calls_per_measurement(model, inputs) for name, model in models.items()}
-            for repeat in range(repeats):
-                first = repeat % len(names)
-                for name in names[first:] + names[:first]:
-                    times[name].append(_milliseconds(models[name], inputs, calls[name]))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_eval_mode(*networks), torch.inference_mode():
+        for model in models.values():
+            _milliseconds(model, inputs, warmup)
+        calls = {name: _calls_per_measurement(model, inputs) for name, model in models.items()}
+        for repeat in range(repeats):
+            first = repeat % len(names)
+            for name in names[first:] + names[:first]:
+                times[name].append(_milliseconds(models[name], inputs, calls[name]))
     measured_in = environment(inputs)
     return {name: Timing(tuple(times[name]), measured_in) for name in names}
 

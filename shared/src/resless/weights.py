@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from resless import costs, models
 from resless.errors import InputError, check
 from resless.files import sync
+from resless.models.options import MAX_IMAGE_SIZE
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -144,9 +145,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     _check_match(expected, _safetensors_signature(path), str(path))
     with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
         model = models.build(spec)
-    state = OrderedDict(_load_safetensors(path))
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions, which MNASNet insists on
-    model.load_state_dict(state, strict=True)
+    _fill(model, _load_safetensors(path))
     return model.eval()
 
 
@@ -185,6 +184,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     version = config["format_version"]
     check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
     _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
+    if (shape := config["costs"].get("image_shape")) is not None:
+        sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
+        fits = sizes and len(shape) == 3 and shape[0] == config["model"]["in_channels"]
+        check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
     return config
 
 
@@ -240,7 +243,7 @@ def load_state(
         if key in own_dtypes and tensor.is_floating_point() and own_dtypes[key].is_floating_point:
             state[key] = tensor.to(own_dtypes[key])
     _check_match(_signature(own), _signature(state), str(source))
-    model.load_state_dict(state, strict=True)
+    _fill(model, state)
 
 
 def unwrapped(content: Any, source: str | Path) -> dict[str, Tensor]:
@@ -301,8 +304,18 @@ Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 def _blank(spec: models.Spec) -> Signature:
     """Shapes and dtypes of the network, without allocating it."""
-    with torch.device("meta"):
-        return _signature(models.build(spec).state_dict())
+    try:
+        with torch.device("meta"):
+            return _signature(models.build(spec).state_dict())
+    except RecursionError as error:
+        raise InputError("the network is described as made of networks made of networks, without end") from error
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load tensors that match, with the versions of this torch's layers, which no file holds and MNASNet insists on."""
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned, strict=True)
 
 
 def _signature(state: Mapping[str, Tensor]) -> Signature:

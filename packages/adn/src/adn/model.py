@@ -45,6 +45,8 @@ class AdaptiveNet(nn.Module):
         InputError: another network, or one with a stage of one block.
     """
 
+    made_plain_by = "adn-extract"
+
     def __init__(self, net: nn.Module, second_norms: bool = True) -> None:
         super().__init__()
         self.net = net

@@ -266,7 +266,7 @@ def main(config: EvalConfig) -> dict[str, Any]:
     if config.load is None and config.model in MODELS and not Path(config.model).exists():
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
     net, preprocessing = loading.trained(config, config.load or config.model)
-    check_specialise(config, net.num_blocks)
+    check_specialise(config, net)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(config.data, config.seed, shards, preprocessing)
     images = data.train if config.split == "train" else data.test

@@ -147,7 +147,7 @@ def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) ->
     """The residual network of a model folder, of BlockDrop's own too, and a fresh policy network."""
     known = MODELS.get(config.model)
     backbone = weights.from_pretrained(folder)
-    check_unfolded(backbone, "trained")
+    check_unfolded(backbone, "a backbone")
     if isinstance(backbone, BlockDropNet):
         backbone = backbone.resnet.net
     spec = models.spec_of(backbone)

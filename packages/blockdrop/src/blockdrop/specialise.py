@@ -7,22 +7,24 @@ from typing import Any
 
 from resless import weights
 from resless.errors import check
+from resless.models.folded import check_unfolded
 from torch import Tensor
 
 from blockdrop.config import EvalConfig
 from blockdrop.model import BlockDropNet
 
 
-def check_specialise(config: EvalConfig, num_blocks: int) -> None:
+def check_specialise(config: EvalConfig, net: BlockDropNet) -> None:
     """Refuse what `specialise` could not do, before the evaluation whose result would be lost with it.
 
     Raises:
-        InputError: a policy of another length than K, a folder that is not to be overwritten.
+        InputError: a policy of another length than K, a folder that is not to be overwritten, a folded network.
     """
     if config.policy is not None:
         length = len(config.policy)
-        check(length == num_blocks, "--policy", config.policy, f"{num_blocks} digits, not {length}")
+        check(length == net.num_blocks, "--policy", config.policy, f"{net.num_blocks} digits, not {length}")
     if config.specialise is not None:
+        check_unfolded(net, "specialised")
         weights.check_target(Path(config.specialise), config.overwrite)
 
 

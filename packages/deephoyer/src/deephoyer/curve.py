@@ -10,6 +10,7 @@ from resless import costs, models
 from resless.calibrate import calibration_batches, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
+from resless.models.folded import check_unfolded
 from resless.report import table
 from resless.run import accelerator as new_accelerator
 
@@ -42,6 +43,7 @@ def dry_run(config: PruneConfig) -> list[Point]:
     shards = Shards.of(accelerator, config.run.channels_last)
     data = Pipeline(config.data, config.run.seed, shards, source.preprocessing)
     model = source.network(partial(models.create_for, config.model[0], data.train))
+    check_unfolded(model, "pruned")
     check_fit(model, data.train)
     held_out = data.held_out() if config.data.holdout else None
     cut_at = trial_cuts(model, config, data.example, structure(model, data.example, config.rule))

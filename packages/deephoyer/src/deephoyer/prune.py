@@ -21,6 +21,7 @@ from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.evaluate import Evaluation, evaluate
+from resless.models.folded import check_unfolded
 from resless.report import table
 from resless.run import Run
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         batches = data.training(config.optim.batch_size)
         held_out_images = data.held_out() if config.data.holdout else None
         model = source.network(partial(models.create_for, config.model[0], data.train))
+        check_unfolded(model, "pruned")
         check_fit(model, data.train)
         before = copy.deepcopy(model)
         sensitivity, limits, masks = cut_as_asked(model, config, data.example)

@@ -12,6 +12,7 @@ from resless import costs, latency, models, weights
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.evaluate import evaluate
+from resless.models.folded import check_unfolded
 from resless.report import table
 from resless.run import accelerator as new_accelerator
 from torch import Tensor, nn
@@ -83,6 +84,7 @@ def compress(model: nn.Module, *, weight_bound: float = WEIGHT_BOUND, force: boo
 
 def gated(model: nn.Module) -> EpsilonResNet:
     """The network, if it is one of epsilon-resnet-train; InputError otherwise."""
+    check_unfolded(model, "compressed")
     if not isinstance(model, EpsilonResNet):
         raise InputError(f"a network of epsilon-resnet-train is needed, but this is a {type(model).__name__}")
     return model

@@ -63,6 +63,8 @@ class EpsilonResNet(nn.Module):
     # Deviation: the authors gate test batches by their own maximum, so that the outcome of an image depends on the
     # images beside it. Here evaluation is exact: every image alone, whatever the batch size and number of processes.
 
+    made_plain_by = "epsilon-resnet-compress"
+
     discarded: Tensor
     retired: Tensor
 

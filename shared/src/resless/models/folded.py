@@ -1,7 +1,7 @@
 """Networks whose batch norms went into the convolutions before them: for inference, described by data.
 
 A folded network is an instance of the class of the network that it is made of. Each convolution (or linear layer) that
-took a batch norm in has a bias, and in place of that batch norm stands an identity.
+took a batch norm in has a bias, and in place of that batch norm stands an identity, `Absent`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from resless.errors import InputError, check, unknown_name
 from resless.models.shrunk import Mixing, Norm, widths
 
 NAME = "folded"
+
+
+class Absent(nn.Identity):
+    """What stands in the place of a batch norm that went into the layer before it."""
 
 
 def folded(
@@ -47,11 +51,12 @@ def folded(
     return net
 
 
-def check_unfolded(model: nn.Module, done: str) -> None:
-    """Refuse a network that is folded, or of which a part is, for what needs its batch norms: `done` to it, a verb."""
-    specs = [getattr(module, "spec", None) for module in model.modules()]
-    if any(isinstance(spec, models.Spec) and spec.name == NAME for spec in specs):
-        raise InputError(f"the network is folded, for inference only: it cannot be {done}, give the one that it was")
+def check_unfolded(model: nn.Module, wish: str) -> None:
+    """Refuse a network that is folded, or of which a part is, for what needs its batch norms: it cannot be `wish`."""
+    if any(isinstance(module, Absent) for module in model.modules()):
+        raise InputError(
+            f"the network is folded, for inference only: it cannot be {wish}; give the one from before it was folded"
+        )
 
 
 def _check_norms(net: nn.Module, norms: Any, base: str) -> None:
@@ -70,14 +75,17 @@ def _check_norms(net: nn.Module, norms: Any, base: str) -> None:
 
 
 def replace(net: nn.Module, norms: Mapping[str, str]) -> None:
-    """Give these layers a bias, and put identities in the place of the batch norms behind them; in place.
+    """Give these layers a bias, and take away the batch norms behind them, under all names that they have; in place.
 
     Weights stay as they are, and new biases are zero.
     """
-    for layer, norm in norms.items():
+    gone = {net.get_submodule(norm) for norm in norms.values()}
+    for path, module in list(net.named_modules(remove_duplicate=False)):
+        if module in gone:
+            parent, _, name = path.rpartition(".")
+            setattr(net.get_submodule(parent), name, Absent())
+    for layer in norms:
         mixing = net.get_submodule(layer)
         if mixing.bias is None:
             bias = torch.zeros(widths(mixing)[1], dtype=mixing.weight.dtype, device=mixing.weight.device)
             mixing.bias = nn.Parameter(bias, mixing.weight.requires_grad)
-        parent, _, name = norm.rpartition(".")
-        setattr(net.get_submodule(parent), name, nn.Identity())

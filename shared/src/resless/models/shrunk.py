@@ -230,7 +230,7 @@ def shrunk(
         InputError: an unknown network, option or layer; widths or indices of a wrong type or out of range; layers that
             cannot be built smaller.
     """
-    check(base != NAME, "base", base, "the network that was shrunk at first")
+    check(base not in (NAME, "folded"), "base", base, "the network that was shrunk at first, not folded")
     check(isinstance(base_options, Mapping), "base_options", base_options, "an object")
     with torch.device("meta"):
         net = models.build(models.Spec(base, num_classes, in_channels, dict(base_options)))
