@@ -139,6 +139,24 @@ def test_any_config_is_loaded_or_refused_in_a_sentence(name: str, tmp_path: Path
     assert grown < 300 * MIB, f"{grown / MIB:.0f} MiB for a network of a few hundred kB"
 
 
+@pytest.mark.parametrize("levels", [30, 300])
+def test_networks_made_of_networks_without_end_are_refused(levels: int, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    weights.save_pretrained(dense(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    name, options = config["model"]["name"], config["model"]["options"]
+    for _ in range(levels):
+        name, options = "blockdrop", {"backbone": name, "backbone_options": options}
+        name, options = "shrunk", {"base": name, "base_options": options, "layers": {}}
+    config["model"] |= {"name": name, "options": options}
+    (folder / "config.json").write_text(json.dumps(config))
+    sentence = said(lambda: weights.from_pretrained(folder))
+    assert sentence is not None
+    assert len(sentence) < 1000
+    if levels == 300:
+        assert "made of networks made of networks, without end" in sentence
+
+
 @pytest.mark.parametrize("kind", ["model.safetensors", "weights.pth"])
 def test_any_bytes_are_loaded_or_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
     chance, net = random.Random(kind), dense()

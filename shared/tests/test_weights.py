@@ -197,6 +197,10 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         (edited(lambda c: c.update(format_version=True)), "format_version in .* is True"),
         (edited(lambda c: c.update(hook="x")), "has the unknown field hook"),
         (edited(lambda c: c.pop("metrics")), "config.json lacks metrics"),
+        *(
+            (edited(lambda c, shape=shape: c["costs"].update(image_shape=shape)), "image_shape in .* height, width")
+            for shape in ("abc", 5, [], [1, 8], [1, -1, 8], [1, 8, 8.0], [1, 8, True], [3, 8, 8], [1, 10**9, 8])
+        ),
         (edited(lambda c: c["model"].update(name=3)), "name in model in .* of type str"),
         (edited(lambda c: c["model"].update(code="x")), "unknown field code"),
         (edited(lambda c: c["model"].update(name="lenet_300_10")), "config.json: .* did you mean lenet_300_100"),
@@ -255,6 +259,14 @@ def without_counters(state: dict[str, Tensor]) -> object:
 
 def in_double(state: dict[str, Tensor]) -> object:
     return {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def test_networks_that_insist_on_a_version_load_from_files(tmp_path: Path) -> None:
+    model = models.create("torchvision/mnasnet0_5")
+    torch.save(dict(model.state_dict()), tmp_path / "mnasnet.pth")
+    other = models.create("torchvision/mnasnet0_5")
+    weights.load(other, tmp_path / "mnasnet.pth")
+    assert_equal_states(other, model)
 
 
 @pytest.mark.parametrize("layout", [as_is, wrapped, nested, in_double])
