@@ -4,10 +4,11 @@
     python benchmarks/deephoyer_speed.py
 
 Nothing is trained: the speed of a network does not depend on how good it is. The groups of each tensor get norms spread
-like those of a trained network (log-normal), then `deephoyer-prune`'s rules cut to the budget, once with widths as they
-come, then rounded to 8 and to 16. Torch-Pruning cuts the same networks by magnitude, uniformly over the layers, as
-little as meets the budget: up to 5.3 points below it where widths are rounded. It cannot follow shortcuts
-that pad with zeros, so those here are projections. All of one network's versions take turns in one process.
+like those of a trained network (log-normal). Torch-Pruning cuts the networks by magnitude, uniformly over the layers,
+as little as meets the budget, once with widths as they come, then rounded to 8 and to 16, where its steps are coarse:
+up to 5.3 points below the budget. `deephoyer-prune`'s rules then cut to as many multiply-adds as it has left at the
+same rounding; to the budget where it found nothing. It cannot follow shortcuts that pad with zeros, so those here are
+projections. All of one network's versions take turns in one process.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Options:
     """Threads of the timed networks."""
     repeats: int = 15
     """Turns that each network gets."""
+    warmup: int = 3
+    """Calls of each network before the first turn."""
 
 
 def main(options: Options) -> None:
@@ -72,10 +75,20 @@ def measured(name: str, options: Options) -> list[dict[str, Any]]:
     example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     dense = as_if_trained(name, example)
     budget = round(options.share * costs.macs(dense, example[:1]))
-    versions = {"dense": dense} | dict(ours(dense, example, budget)) | dict(theirs(dense, example[:1], budget))
+    others = dict(theirs(dense, example[:1], budget))
+    budgets = {
+        round_to: costs.macs(others[round_to], example[:1]) if round_to in others else budget for round_to in ROUNDED
+    }
+    versions = {"dense": dense} | dict(ours(dense, example, budgets))
+    versions |= {label("Torch-Pruning", round_to): other for round_to, other in others.items()}
     batch_size = options.large_batch_size if large else options.batch_size
     rows = against_the_first(
-        versions, (3, side, side), batches=(batch_size,), precisions=options.precisions, repeats=options.repeats
+        versions,
+        (3, side, side),
+        batches=(batch_size,),
+        precisions=options.precisions,
+        repeats=options.repeats,
+        warmup=options.warmup,
     )
     for row in rows:
         print(f"{name}, {row['network']}, {row['precision']}: {row['share_of_ideal']:.2f} of the ideal", flush=True)
@@ -100,18 +113,18 @@ def as_if_trained(name: str, example: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-def ours(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[str, nn.Module]]:
-    """Cut by both rules and compacted."""
+def ours(dense: nn.Module, example: torch.Tensor, budgets: dict[int, int]) -> Iterator[tuple[str, nn.Module]]:
+    """Cut by both rules, each rounding to its own budget, and compacted."""
     for rule in ("tied", "group"):
-        for round_to in ROUNDED:
+        for round_to, budget in budgets.items():
             config = PruneConfig(("dense",), rule=rule, threshold="rms", target_macs=budget, round_to=round_to)
             pruned = copy.deepcopy(dense)
             cut_as_asked(pruned, config, example[:1])
             yield label(f"compacted, {rule}", round_to), compact(pruned, example, round_to)
 
 
-def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[str, nn.Module]]:
-    """The least pruned of Torch-Pruning's networks within the budget."""
+def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[int, nn.Module]]:
+    """The least pruned of Torch-Pruning's networks within the budget, by what their widths are multiples of."""
     import torch_pruning
 
     for round_to in ROUNDED:
@@ -128,7 +141,7 @@ def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tup
             )
             pruner.step()
             if costs.macs(model, example) <= budget:
-                yield label("Torch-Pruning", round_to), model
+                yield round_to, model
                 break
 
 
