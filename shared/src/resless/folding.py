@@ -158,9 +158,7 @@ def main(config: FoldConfig) -> nn.Module:
     """What `resless-fold` does: write the folded network, and time it against the one that was given."""
     output = Path(config.output)
     weights.check_target(output, config.overwrite)
-    exported = output.with_name(f"{output.name}.onnx") if config.export == "onnx" else None
-    if exported is not None:
-        onnx.check_installed("--export onnx")
+    exported = onnx.beside(output) if config.export == "onnx" else None
     model, described = weights.from_pretrained(config.model), weights.read_config(config.model)
     if exported is not None and hasattr(model, "plain_parts"):
         kind = type(model).__name__

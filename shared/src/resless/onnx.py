@@ -22,6 +22,12 @@ def check_installed(option: str) -> None:
         raise InputError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
+def beside(folder: Path) -> Path:
+    """The file beside a model folder that `--export onnx` writes. Raises InputError as `check_installed` does."""
+    check_installed("--export onnx")
+    return folder.with_name(f"{folder.name}.onnx")
+
+
 def export(net: nn.Module, images: Tensor, path: Path) -> None:
     """Write an ONNX file, for batches of any size, and run it.
 

@@ -176,9 +176,7 @@ def main(config: CompactConfig) -> nn.Module:
     """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
     output = Path(config.output)
     weights.check_target(output, config.overwrite)
-    exported = output.with_name(f"{output.name}.onnx") if config.export == "onnx" else None
-    if exported is not None:
-        onnx.check_installed("--export onnx")
+    exported = onnx.beside(output) if config.export == "onnx" else None
     source = loading.of(config.model, config.pretrained, config.foreign)
     model = source.network(lambda **options: models.create(config.model, num_classes=config.num_classes, **options))
     shape = source.image_shape
