@@ -419,15 +419,16 @@ def test_what_cannot_be_specialised_is_refused_before_the_evaluation(
 
 
 def test_what_is_to_be_specialised_is_checked(undecided: str, tmp_path: Path) -> None:
-    check_specialise(EvalConfig(model="m"), 9)
-    check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 9), 9)
-    with pytest.raises(InputError, match="--policy is '111111111', but must be 8 digits, not 9"):
-        check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 9), 8)
-    weights.save_pretrained(net_of(undecided), tmp_path / "old")
+    net = net_of(undecided)
+    check_specialise(EvalConfig(model="m"), net)
+    check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 9), net)
+    with pytest.raises(InputError, match="--policy is '11111111', but must be 9 digits, not 8"):
+        check_specialise(EvalConfig(model="m", specialise=str(tmp_path / "new"), policy="1" * 8), net)
+    weights.save_pretrained(net, tmp_path / "old")
     old = EvalConfig(model="m", specialise=str(tmp_path / "old"))
     with pytest.raises(InputError, match="old exists and is not empty: choose another folder"):
-        check_specialise(old, 9)
-    check_specialise(replace(old, overwrite=True), 9)
+        check_specialise(old, net)
+    check_specialise(replace(old, overwrite=True), net)
     assert [path.name for path in tmp_path.iterdir()] == ["old"], "nothing is written"
 
 

@@ -218,7 +218,7 @@ def test_batch_norms_of_both_networks_can_be_folded(name: str, options: dict[str
             for executor in EXECUTORS:
                 found, expected = loaded.resnet(x, policy, executor), net.resnet(x, policy, executor)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="it cannot be specialised, give the one that it was"):
+    with pytest.raises(InputError, match="it cannot be specialised; give the one from before"):
         loaded.specialised([True] * net.num_blocks)
 
 
