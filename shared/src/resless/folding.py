@@ -158,11 +158,11 @@ def main(config: FoldConfig) -> nn.Module:
     """What `resless-fold` does: write the folded network, and time it against the one that was given."""
     output = Path(config.output)
     weights.check_target(output, config.overwrite)
-    exported = onnx.beside(output) if config.export == "onnx" else None
     model, described = weights.from_pretrained(config.model), weights.read_config(config.model)
-    if exported is not None and hasattr(model, "plain_parts"):
+    if config.export == "onnx" and hasattr(model, "plain_parts"):
         kind = type(model).__name__
         raise InputError(f"--export is onnx, which cannot hold what a {kind} decides for each image: leave it out")
+    exported = onnx.beside(output) if config.export == "onnx" else None
     shape = described["costs"].get("image_shape")
     if shape is None:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
