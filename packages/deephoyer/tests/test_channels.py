@@ -274,7 +274,7 @@ def test_the_scale_of_a_layer_is_nothing_to_the_hoyer_forms_and_zeros_have_no_gr
             if name in found.columns:
                 weight[:, found.columns[name] == stream[0]] = 0
     penalty = tied_penalty_of(net, "group_hoyer_square")
-    assert float(penalty) < before
+    assert float(penalty.detach()) < before
     gradients = torch.autograd.grad(penalty, list(prunable(net).values()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert float(gradients[0][0].abs().max()) == 0
