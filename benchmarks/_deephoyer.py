@@ -17,8 +17,6 @@ LABELS = {
     "group_lasso": "group lasso",
     "thinner": "thinner, trained as long",
 }
-
-
 FORMS = {
     "fp32": "float32",
     "bf16": "bf16, channels_last",

@@ -32,12 +32,13 @@ def against_the_first(
     warmup: int = 5,
 ) -> list[dict[str, Any]]:
     """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is."""
+    for precision in precisions:
+        known = precision.removesuffix("-folded") in ("fp32", "bf16")
+        check(known, "--precisions", precision, "fp32 or bf16, each with -folded or without")
     first, image = next(iter(networks)), torch.zeros(1, *image_shape)
     macs = {name: costs.macs(network, image) for name, network in networks.items()}
     found = []
     for precision in precisions:
-        known = precision.removesuffix("-folded") in ("fp32", "bf16")
-        check(known, "--precisions", precision, "fp32 or bf16, each with -folded or without")
         timed = as_deployed(networks, image) if precision.endswith("-folded") else networks
         layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
         for network in timed.values():

@@ -8,6 +8,7 @@ at no cost: y = γ (W x + b - μ) / √(σ² + ε) + β has the weights γ W / �
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from inspect import Parameter, signature
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from resless import costs, latency, models, onnx, weights
 from resless.config import FoldConfig
 from resless.errors import InputError
 from resless.models import folded
-from resless.models.folded import check_unfolded
 from resless.models.shrunk import Mixing, Norm, Slim, core_of, widths
 from resless.outputs import check_equal
 from resless.report import table
@@ -46,7 +46,7 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
             always use.
         RuntimeError: the outputs differ by more than 1e-4 of the largest logit.
     """
-    check_unfolded(model, "folded again")
+    folded.check_unfolded(model, "folded again")
     if command := getattr(model, "made_plain_by", None):
         kind = type(model).__name__
         raise InputError(f"the {kind} does not always do the same: write a plain network with {command}, and fold that")
@@ -89,17 +89,19 @@ def _pairs(net: nn.Module) -> dict[str, str]:
     """Those of one network, or part of one, that always does the same."""
     graph = _traced(net)
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    targets = [node.target for node in calls]
-    modules = {path: net.get_submodule(path) for path in dict.fromkeys(targets)}
-    _check_one_path(net, targets)
+    modules = {node: net.get_submodule(node.target) for node in calls}
+    used = Counter(_path_of_core(net, node.target) for node in calls)
+    _check_one_path(net, used)
     found = {}
-    for call in calls:
-        layer = call.all_input_nodes[0]
-        while isinstance(modules.get(layer.target), IDLE) and len(layer.users) == 1:
+    for node in calls:
+        layer = node.all_input_nodes[0]
+        while isinstance(modules.get(layer), IDLE) and len(layer.users) == 1:
             layer = layer.all_input_nodes[0]
-        once = layer.op == "call_module" and targets.count(layer.target) == 1 and len(layer.users) == 1
-        if once and _fits(modules[layer.target], modules[call.target]):
-            found[_path_of_core(net, layer.target)] = _path_of_core(net, call.target)
+        if layer not in modules or len(layer.users) > 1 or not _fits(modules[layer], modules[node]):
+            continue
+        path = _path_of_core(net, layer.target)
+        if used[path] == 1:
+            found[path] = _path_of_core(net, node.target)
     return found
 
 
@@ -114,13 +116,12 @@ def _traced(net: nn.Module) -> fx.Graph:
         raise InputError(f"the {kind} cannot be folded: torch.fx cannot trace it ({reason})") from error
 
 
-def _check_one_path(model: nn.Module, targets: list[str]) -> None:
+def _check_one_path(net: nn.Module, used: Counter[str]) -> None:
     """Refuse a network with batch norms that a pass does not use just once: they may belong to other passes."""
-    for path, module in model.named_modules():
-        used = sum(path == target or path == f"{target}.core" for target in targets)
-        if isinstance(module, Norm) and used != 1:
-            kind = type(model).__name__
-            raise InputError(f"the {kind} cannot be folded: a pass uses {path} {used} times, not once")
+    for path, module in net.named_modules():
+        if isinstance(module, Norm) and used[path] != 1:
+            kind = type(net).__name__
+            raise InputError(f"the {kind} cannot be folded: a pass uses {path} {used[path]} times, not once")
 
 
 def _fits(layer: nn.Module, norm: nn.Module) -> bool:
@@ -136,6 +137,7 @@ def _fits(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def _path_of_core(model: nn.Module, path: str) -> str:
+    """Of what computes in a layer."""
     return f"{path}.core" if isinstance(model.get_submodule(path), Slim) else path
 
 
@@ -179,17 +181,21 @@ def main(config: FoldConfig) -> nn.Module:
         overwrite=config.overwrite,
     )
     networks = {"as given": model, "folded": small}
-    rows = [
-        [name, str(_norms(network)), f"{costs.count_parameters(network):,}", f"{costs.macs(network, images[:1]):,}"]
-        for name, network in networks.items()
-    ]
-    table(f"wrote {config.output}", ["network", "batch norms", "parameters", "MACs"], rows)
+    _print_sizes(networks, output, images[:1])
     if exported is not None:
         onnx.export(small, images, exported)
         print(f"wrote {exported}, whose outputs onnxruntime finds equal")
     if config.repeats:
         latency.show(networks, shape, (1, config.batch_size), config.repeats, channels_last=config.channels_last)
     return small
+
+
+def _print_sizes(networks: dict[str, nn.Module], output: Path, example: Tensor) -> None:
+    rows = [
+        [name, str(_norms(network)), f"{costs.count_parameters(network):,}", f"{costs.macs(network, example):,}"]
+        for name, network in networks.items()
+    ]
+    table(f"wrote {output}", ["network", "batch norms", "parameters", "MACs"], rows)
 
 
 def _norms(network: nn.Module) -> int:

@@ -116,11 +116,7 @@ def save_pretrained(
 
 def check_holds(model: str, folder: str | Path) -> None:
     """Raise InputError unless a model folder holds the network of this name, or what became of it."""
-    described = read_config(folder)["model"]
-    names, options = [str(described["name"])], described["options"]
-    while isinstance(options, dict) and "base" in options:
-        names.append(str(options["base"]))
-        options = options.get("base_options")
+    names = [str(spec.name) for spec in models.lineage(models.Spec(**read_config(folder)["model"]))]
     if model not in names:
         raise InputError(f"--model is {model}, but {folder} holds a {' made of a '.join(names)}")
 
@@ -184,10 +180,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     version = config["format_version"]
     check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
     _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
-    if (shape := config["costs"].get("image_shape")) is not None:
-        sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
-        fits = sizes and len(shape) == 3 and shape[0] == config["model"]["in_channels"]
-        check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
+    _check_image_shape(config["costs"].get("image_shape"), config["model"]["in_channels"], path)
     return config
 
 
@@ -381,6 +374,13 @@ def _check_fields(value: Any, fields: Mapping[str, type], source: str) -> None:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _check_image_shape(shape: Any, in_channels: int, path: Path) -> None:
+    """Raise InputError unless it is left out, or (C, H, W) of images that the network takes."""
+    sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
+    fits = shape is None or (sizes and len(shape) == 3 and shape[0] == in_channels)
+    check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
 
 
 def check_target(folder: Path, overwrite: bool) -> None:

@@ -46,6 +46,7 @@ class AdaptiveNet(nn.Module):
     """
 
     made_plain_by = "adn-extract"
+    """The command that writes plain networks of it, which `resless.folding` takes."""
 
     def __init__(self, net: nn.Module, second_norms: bool = True) -> None:
         super().__init__()

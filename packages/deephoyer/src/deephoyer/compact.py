@@ -104,9 +104,8 @@ def _fill(small: nn.Module, large: nn.Module, kept: Kept) -> None:
 def _spec(net: nn.Module, changed: Mapping[str, Kept], rectified: tuple[str, ...]) -> models.Spec:
     """What rebuilds a network some of whose layers have just been exchanged."""
     spec = models.spec_of(net)
-    base, layers = spec, {}
+    base, layers = models.origin(spec), {}
     if spec.name == shrunk.NAME:
-        base = replace(spec, name=spec.options["base"], options=spec.options["base_options"])
         layers, rectified = spec.options["layers"], (*spec.options["rectified"], *rectified)
     layers = layers | {path: vars(kept.part) for path, kept in changed.items()}
     there = dict(net.named_modules())

@@ -64,6 +64,7 @@ class EpsilonResNet(nn.Module):
     # images beside it. Here evaluation is exact: every image alone, whatever the batch size and number of processes.
 
     made_plain_by = "epsilon-resnet-compress"
+    """The command that writes plain networks of it, which `resless.folding` takes."""
 
     discarded: Tensor
     retired: Tensor

@@ -229,11 +229,18 @@ def spec_of(model: nn.Module) -> Spec:
     return spec
 
 
+def lineage(spec: Spec) -> list[Spec]:
+    """The spec; of a smaller or folded network then that of the one that it was made of, and so on."""
+    specs = [spec]
+    while isinstance(spec.options, dict) and "base" in spec.options:
+        spec = replace(spec, name=spec.options["base"], options=spec.options.get("base_options", {}))
+        specs.append(spec)
+    return specs
+
+
 def origin(spec: Spec) -> Spec:
-    """The network that a smaller or folded one was made of; of others the spec itself."""
-    while "base" in spec.options:
-        spec = replace(spec, name=spec.options["base"], options=spec.options["base_options"])
-    return spec
+    """The network that a smaller or folded one was made of at first; of others the spec itself."""
+    return lineage(spec)[-1]
 
 
 def option_defaults(name: str) -> dict[str, Any]:
@@ -249,12 +256,16 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     """The function that builds a network, and those of its arguments that the name holds."""
-    if not _is_own(name):
-        for added in entry_points(group=ENTRY_POINTS, name=name):
-            return added.load(), {}
-    family, from_name = _parse(name)
-    module, function = family.builder.split(":")
-    return getattr(import_module(f"resless.models.{module}"), function), from_name
+    import torch  # here, since names and options are checked without
+
+    # A network may be built on the meta device; what is imported for it may make tensors of its own, and read them.
+    with torch.device("cpu"):
+        if not _is_own(name):
+            for added in entry_points(group=ENTRY_POINTS, name=name):
+                return added.load(), {}
+        family, from_name = _parse(name)
+        module, function = family.builder.split(":")
+        return getattr(import_module(f"resless.models.{module}"), function), from_name
 
 
 def _is_own(name: str) -> bool:
