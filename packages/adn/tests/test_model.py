@@ -287,7 +287,7 @@ def test_each_configuration_is_compiled_once(make: Make) -> None:
 
     chosen = [model.super_skip, model.base_skip, (True, False, False)]
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=2), torch.inference_mode():
+    with torch._dynamo.config.patch(cache_size_limit=2), torch.inference_mode():
         fast = compiled(model, backend=count, fullgraph=True)
         for _ in range(2):
             for skip in chosen:

@@ -251,7 +251,8 @@ def compiled(model: nn.Module, **options: Any) -> Callable[..., Tensor]:
     """
     room = 2 * len(_adaptive(model).configurations())  # in training mode and in eval mode
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, room)
+    # `recompile_limit` under the name that all allowed versions of torch know.
+    dynamo.cache_size_limit = max(dynamo.cache_size_limit, room)
     return torch.compile(model, **options)
 
 
