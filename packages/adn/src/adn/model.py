@@ -116,7 +116,8 @@ class AdaptiveNet(nn.Module):
 
     def check_skip(self, skip: Sequence[bool]) -> Skip:
         """`skip` as a tuple. Raises InputError unless it is K booleans."""
-        valid = isinstance(skip, tuple | list) and len(skip) == self.num_skippable_stages
+        # A tuple of types, since torch 2.6 cannot compile `tuple | list`.
+        valid = isinstance(skip, (tuple, list)) and len(skip) == self.num_skippable_stages
         if not valid or not all(isinstance(flag, bool) for flag in skip):
             raise InputError(
                 f"skip is {skip!r}, but must be {self.num_skippable_stages} times True or False, one for each stage; "
