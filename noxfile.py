@@ -49,8 +49,9 @@ def install(session: nox.Session, papers: list[str], *more: str) -> None:
 
 
 def pytest(session: nox.Session, *folders: str) -> None:
-    """Test several files at a time, a process a core."""
-    session.run("pytest", *FILES_AT_A_TIME, *folders, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    """Test several files at a time, a process a core; on the processor, also where there is a GPU."""
+    on_cpu = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
+    session.run("pytest", *FILES_AT_A_TIME, *folders, *session.posargs, env=on_cpu)
 
 
 @nox.session
@@ -65,6 +66,13 @@ def tests(session: nox.Session, package: str) -> None:
         folder = f"packages/{package}/tests" if paper else "shared/tests"
         install(session, paper, *PYTEST, *ONNX)
         pytest(session, folder, "tests/test_independence.py")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Test on the GPU what depends on it (not a default session); everything else is tested on the processor."""
+    install(session, PAPERS, *PYTEST)
+    session.run("pytest", "tests/test_gpu.py", *session.posargs)
 
 
 @nox.session

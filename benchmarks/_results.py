@@ -1,6 +1,7 @@
 """Where results are written: `benchmarks/results/NAME_DEVICE-INSTRUCTIONS_torchVERSION.json`, with the environment.
 
-INSTRUCTIONS end in `-bf16` where bf16 is computed: with the same AVX-512, some processors do and some emulate it.
+What was timed on a GPU is called NAME-cuda, by the GPU's name alone, which tells what it can. INSTRUCTIONS end in
+`-bf16` where bf16 is computed: with the same AVX-512, some processors do and some emulate it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from resless.precision import computes_in_bf16
 FOLDER = Path(__file__).parent / "results"
 
 
-def write(name: str, content: dict[str, Any]) -> Path:
-    """Write one result file, named by device and torch version, and say where."""
-    # Clouds give processors names without a generation: what it can, and how fast, is in its instructions.
-    can = f"{torch.backends.cpu.get_cpu_capability()}{' bf16' if computes_in_bf16() else ''}"
-    device = re.sub(r"[^a-z0-9]+", "-", f"{device_name('cpu')} {can}".lower())
-    path = FOLDER / f"{name}_{device}_torch{torch.__version__.split('+')[0]}.json"
+def write(name: str, content: dict[str, Any], device: str = "cpu") -> Path:
+    """Write one result file, named by the device that things were timed on and by torch's version, and say where."""
+    measured_on = device_name(device)
+    if device == "cpu":
+        # Clouds give processors names without a generation: what it can, and how fast, is in its instructions.
+        measured_on += f" {torch.backends.cpu.get_cpu_capability()}{' bf16' if computes_in_bf16() else ''}"
+    else:
+        name = f"{name}-{device}"
+    measured_on = re.sub(r"[^a-z0-9]+", "-", measured_on.lower())
+    path = FOLDER / f"{name}_{measured_on}_torch{torch.__version__.split('+')[0]}.json"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = {"benchmark": name, "date": now, "peak_rss_mib": peak_rss_mib()}
-    record = without_folders({**facts, "environment": environment(FOLDER, "cpu"), **content})
+    record = without_folders({**facts, "environment": environment(FOLDER, device), **content})
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")

@@ -30,6 +30,7 @@ def against_the_first(
     precisions: Sequence[str] = PRECISIONS,
     repeats: int,
     warmup: int = 5,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is."""
     for precision in precisions:
@@ -39,14 +40,16 @@ def against_the_first(
     macs = {name: costs.macs(network, image) for name, network in networks.items()}
     found = []
     for precision in precisions:
-        timed = as_deployed(networks, image) if precision.endswith("-folded") else networks
+        on_cpu = {name: network.cpu() for name, network in networks.items()}
+        timed = as_deployed(on_cpu, image) if precision.endswith("-folded") else on_cpu
         layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
         for network in timed.values():
-            network.to(memory_format=layout)
+            network.to(device, memory_format=layout)
         for batch_size in batches:
             images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0))
-            with torch.autocast("cpu", torch.bfloat16) if "bf16" in precision else nullcontext():
-                timings = latency.compare(timed, images.to(memory_format=layout), repeats=repeats, warmup=warmup)
+            images = images.to(device, memory_format=layout)
+            with torch.autocast(device, torch.bfloat16) if "bf16" in precision else nullcontext():
+                timings = latency.compare(timed, images, repeats=repeats, warmup=warmup)
             for name, timing in timings.items():
                 left = macs[name.removesuffix(NOT_FOLDED)]
                 faster, ideal = latency.speedup(timings[first], timing), macs[first] / left

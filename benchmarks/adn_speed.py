@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class Options:
     """Threads that a network may use, and worker processes that decode."""
     repeats: int = 7
     """Turns that each of the things compared gets."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where configurations are timed; training steps are on the CPU."""
 
 
 def main(options: Options) -> None:
@@ -70,7 +72,7 @@ def main(options: Options) -> None:
         found["steps"].append(training_step(name, options))
     if options.images is not None:
         found["decoding"] = decoding(Path(options.images), options)
-    write("adn-speed", {"settings": settings, **found})
+    write("adn-speed", {"settings": settings, **found}, options.device)
 
 
 # -- configurations
@@ -86,6 +88,7 @@ def configurations(name: str, options: Options) -> list[dict[str, Any]]:
         precisions=options.precisions,
         repeats=options.repeats,
         warmup=2,
+        device=options.device,
     )
     return [{**timing, "network": name, "configuration": timing["network"]} for timing in found]
 

@@ -1,10 +1,11 @@
-"""BlockDrop with a ResNet-32 on CIFAR-10: one curriculum, then joint fine-tuning at several penalties.
+"""BlockDrop with a ResNet-32 or 110 on CIFAR-10: one curriculum, then joint fine-tuning at several penalties.
 
     python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet32-d509ac18.th
+    python benchmarks/blockdrop_cifar.py --data-dir FOLDER_WITH_CIFAR10 --model R110_C10   # where a GPU is at hand
 
-The recipes R32_C10_short and R32_C10_short_again, run as a user would run them, each stage in a process of its own;
-finished runs below `--runs` are not repeated, so that several processes can do some `--penalties` each, and one more
-collect them.
+The model's recipes that end in _short and _short_again, run as a user would run them, each stage in a process of its
+own; finished runs below `--runs` are not repeated, so that several processes can do some `--penalties` each, and one
+more collect them.
 """
 
 from __future__ import annotations
@@ -13,49 +14,74 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from _results import FOLDER, write
 from _runs import Start, data, run
 
-CURRICULUM = FINETUNE = "R32_C10_short"
-AGAIN = "R32_C10_short_again"
+DENSE = {"R32_C10": "resnet32", "R110_C10": "resnet110_short"}
+"""Recipes of the trained networks, where none is given."""
 
 
 @dataclass(frozen=True)
 class Options(Start):
-    """What to run, and where; the trained network is a ResNet-32."""
+    """What to run, and where; the trained network is that of the model."""
 
+    model: Literal["R32_C10", "R110_C10"] = "R32_C10"
+    """Residual network."""
+    epochs: tuple[int, int, int] | None = None
+    """Epochs of the curriculum, of fine-tuning and of the second fine-tuning; None leaves the recipes'."""
     penalties: tuple[float, ...] = (-1.0, -2.0)
     """Rewards of a wrong prediction while fine-tuning, one run each."""
     again: tuple[float, ...] = (-1.5, -4.0)
     """Rewards of a wrong prediction in a second fine-tuning of the first penalty's network, one run each."""
     pictures: str = "penalty-1"
     """Run whose policies are drawn."""
-    runs: str = "runs/blockdrop-cifar"
-    """Folder of the runs."""
+    runs: str | None = None
+    """Folder of the runs; None takes runs/ and the name of the results."""
+    collect: bool = True
+    """Write the result file, once all is trained."""
+
+    @property
+    def results(self) -> str:
+        """Name of the results."""
+        return "blockdrop-cifar" if self.model == "R32_C10" else "blockdrop-cifar-r110"
+
+    @property
+    def root(self) -> Path:
+        """Folder of the runs."""
+        return Path(self.runs or f"runs/{self.results}")
+
+    def length(self, stage: int) -> list[str]:
+        """The arguments that say for how long a stage trains."""
+        return [] if self.epochs is None else ["--epochs", str(self.epochs[stage])]
 
 
 def main(options: Options) -> None:
     """Run both stages, then write one result file."""
-    curriculum = Path(options.runs) / "curriculum"
-    backbone = ["--backbone", options.network("resnet32", "avgpool", curriculum.parent), *options.foreign]
-    first = run("blockdrop.train", CURRICULUM, curriculum, [*data(options.data_dir), *backbone])
+    curriculum = options.root / "curriculum"
+    backbone = ["--backbone", options.network(DENSE[options.model], "avgpool", options.root), *options.foreign]
+    arguments = [*data(options.data_dir), *backbone, *options.length(0)]
+    first = run("blockdrop.train", f"{options.model}_short", curriculum, arguments)
     runs = [curriculum.with_name(f"penalty{penalty:g}") for penalty in options.penalties]
-    finetuned = [finetune(FINETUNE, curriculum, *stage, options) for stage in zip(runs, options.penalties, strict=True)]
+    finetuned = [finetune(1, curriculum, *stage, options) for stage in zip(runs, options.penalties, strict=True)]
     for penalty in options.again:
         folder = curriculum.with_name(f"{runs[0].name}-again{penalty:g}")
-        twice = finetune(AGAIN, runs[0], folder, penalty, options)
+        twice = finetune(2, runs[0], folder, penalty, options)
         finetuned.append(twice | {"first_penalty": options.penalties[0]})
-    write("blockdrop-cifar", {"curriculum": first, "finetuned": finetuned})
-    pictures = ["--run-dir", str(Path(options.runs) / options.pictures), "--output", str(FOLDER / "blockdrop-policies")]
+    if not options.collect:
+        return
+    write(options.results, {"curriculum": first, "finetuned": finetuned})
+    folder = FOLDER / options.results.replace("cifar", "policies")
+    pictures = ["--run-dir", str(options.root / options.pictures), "--output", str(folder)]
     subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)
 
 
-def finetune(recipe: str, start: Path, folder: Path, penalty: float, options: Options) -> dict[str, Any]:
-    """Fine-tune the network of the run `start`."""
-    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty)]
+def finetune(stage: int, start: Path, folder: Path, penalty: float, options: Options) -> dict[str, Any]:
+    """Fine-tune the network of the run `start`, for the first or the second time."""
+    recipe = f"{options.model}_short{'_again' if stage == 2 else ''}"
+    source = ["--pretrained", str(start / "model"), "--penalty", str(penalty), *options.length(stage)]
     return run("blockdrop.finetune", recipe, folder, [*data(options.data_dir), *source])
 
 

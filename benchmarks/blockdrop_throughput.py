@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -27,7 +27,7 @@ from resless.data.loaders import EvalBatches
 from resless.errors import InputError
 from torch import Tensor
 
-IMAGES = {1: 16, 32: 256, 256: 768}
+IMAGES = {1: 16, 32: 256, 256: 768, 2048: 4096}
 """How many images are timed in a row, by batch size."""
 
 
@@ -46,13 +46,15 @@ class Options:
     keep_rates: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     """Probabilities with which a block is kept."""
     batches: tuple[int, ...] = (1, 32, 256)
-    """Batch sizes, of 1, 32 and 256."""
+    """Batch sizes, of 1, 32, 256 and 2048."""
     precisions: tuple[str, ...] = PRECISIONS
     """fp32, bf16 or both."""
     repeats: int = 7
     """Turns that each of the networks compared gets."""
     threads: int = 2
     """Threads that a network may use."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are timed."""
     quick: bool = False
     """A trial of about a minute: ResNet-32 in bf16 (in float32 where that would be emulated) at batch 256, three rates,
     three turns; nothing is written."""
@@ -69,7 +71,7 @@ def main(options: Options) -> None:
     found = [found for precision in options.precisions for found in of_precision(precision, options)]
     if not options.quick:
         settings = {name: value for name, value in as_dict(options).items() if name not in ("data_dir", "model_dir")}
-        write("blockdrop-throughput", {"settings": settings, "results": found})
+        write("blockdrop-throughput", {"settings": settings, "results": found}, options.device)
 
 
 def of_precision(precision: str, options: Options) -> list[dict[str, Any]]:
@@ -102,12 +104,13 @@ def timed(
     """A measurement for each batch size; `policies` [n, K] in place of the network's own."""
     cost = costs.count(net, torch.zeros(1, *images.shape[1:]))
     bf16 = precision == "bf16"
-    net = net.to(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+    net = net.to(options.device, memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+    images = images.to(options.device)
     results = []
     for batch_size in options.batches:
         count = IMAGES[batch_size]
         own = None if policies is None else policies[:count]
-        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        with torch.autocast(options.device, torch.bfloat16) if bf16 else nullcontext():
             result = speed.measure(net, images[:count], batch_size, cost, options.repeats, policies=own)
         print({**facts, "precision": precision})
         speed.show(result)
@@ -118,13 +121,18 @@ def timed(
 def random_policies(net: BlockDropNet, options: Options) -> dict[float, Tensor]:
     """Keep rate -> policies, bool [n, K], each block of each image kept with that probability; always the same."""
     random = torch.Generator().manual_seed(0)
-    shape = (max(IMAGES.values()), net.num_blocks)
+    shape = (count_of_images(options), net.num_blocks)
     return {rate: torch.bernoulli(torch.full(shape, rate), generator=random).bool() for rate in options.keep_rates}
+
+
+def count_of_images(options: Options) -> int:
+    """As many as the largest batch size needs."""
+    return max(IMAGES[batch_size] for batch_size in options.batches)
 
 
 def some_images(preprocessing: dict[str, Any], precision: str, options: Options) -> Tensor:
     """Images [n, 3, H, W] as the network expects them, real ones where there are any."""
-    count, channels_last = max(IMAGES.values()), precision == "bf16"
+    count, channels_last = count_of_images(options), precision == "bf16"
     if options.data_dir is None:
         pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

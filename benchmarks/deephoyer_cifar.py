@@ -1,6 +1,8 @@
-"""ResNet-20 on CIFAR-10 at several budgets of MACs: Group-HS, group lasso, and thinner networks trained as long.
+"""A CIFAR ResNet on CIFAR-10 at several budgets of MACs: Group-HS, group lasso, and thinner networks trained as long.
 
     python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --backbone resnet20-12fca82f.th
+    python benchmarks/deephoyer_cifar.py --data-dir FOLDER_WITH_CIFAR10 --model resnet56 \\
+        --backbone resnet56-4bfd9763.th   # where a GPU is at hand
 
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
 budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
@@ -18,7 +20,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -47,8 +49,10 @@ THINNER_LR = 0.1
 
 @dataclass(frozen=True)
 class Options(Start):
-    """What to run, and where; the trained network is a ResNet-20."""
+    """What to run, and where; the trained network is that of the model."""
 
+    model: Literal["resnet20", "resnet56"] = "resnet20"
+    """Residual network."""
     names: tuple[str, ...] = NAMES
     """Regularisers, and `thinner`."""
     budgets: tuple[float, ...] = BUDGETS
@@ -57,8 +61,8 @@ class Options(Start):
     """Epochs of training with a regulariser, and of fine-tuning; None leaves the recipe's."""
     mixed_precision: Precision | None = None
     """Precision of training; None leaves the recipe's."""
-    runs: str = "runs/deephoyer-cifar"
-    """Folder of the runs."""
+    runs: str | None = None
+    """Folder of the runs; None takes runs/ and the name of the results."""
     train: bool = True
     """Train what is not finished; without it, only what is finished is collected."""
     collect: bool = True
@@ -76,9 +80,15 @@ class Options(Start):
         return "smoke_resnet" if self.quick else "resnet20_short"
 
     @property
+    def results(self) -> str:
+        """Name of the results."""
+        return "deephoyer-cifar" if self.model == "resnet20" else f"deephoyer-cifar-{self.model}"
+
+    @property
     def root(self) -> Path:
         """Folder of the runs."""
-        return Path(f"{self.runs}-quick" if self.quick else self.runs)
+        runs = self.runs or f"runs/{self.results}"
+        return Path(f"{runs}-quick" if self.quick else runs)
 
     @property
     def stages(self) -> tuple[int, int]:
@@ -106,7 +116,7 @@ def main(options: Options) -> None:
         if options.quick:
             print(json.dumps(results["latency"][-1], indent=1))
         else:
-            write("deephoyer-cifar", results)
+            write(options.results, results)
 
 
 def wanted(options: Options) -> list[tuple[str, float]]:
@@ -124,21 +134,21 @@ def dense_network(options: Options) -> nn.Module:
     start = trained(options)
     if options.backbone is None:
         return weights.from_pretrained(start)
-    model = models.create("resnet20", shortcut=options.shortcut)
+    model = models.create(options.model, shortcut=options.shortcut)
     weights.load(model, start)
     return model.eval()
 
 
 def trained(options: Options) -> str:
     """Where the trained network is; where none is given, one is trained first."""
-    return options.network("resnet20", "subsample", options.root)
+    return options.network(options.model, "subsample", options.root)
 
 
 def backbone(options: Options) -> list[str]:
     """The arguments that name the trained network."""
     if options.quick:
         return []
-    return ["--pretrained", trained(options), *options.foreign]
+    return ["--model", options.model, "--pretrained", trained(options), *options.foreign]
 
 
 def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
@@ -165,7 +175,7 @@ def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dic
         weights.save_pretrained(thinned(dense, budget, options.image), start, example=options.image)
     arguments = ["--pretrained", str(start), "--reg", "none", "--lr", str(THINNER_LR)]
     arguments += ["--epochs", str(sum(options.stages))]
-    arguments += [] if options.quick else options.statistics
+    arguments += [] if options.quick else ["--model", options.model, *options.statistics]
     training = run("deephoyer.train", folder, options, arguments)
     return {"training": training} | size(folder / "model", options)
 
@@ -208,7 +218,7 @@ def evaluated(options: Options) -> dict[str, Any] | None:
     output = options.root / "dense.json"
     if not output.exists():
         images = ["--dataset", "cifar10", *data(options.data_dir)]
-        arguments = ["--model", "resnet20", *backbone(options), *images, "--output", str(output)]
+        arguments = [*backbone(options), *images, "--output", str(output)]
         subprocess.run([sys.executable, "-m", "deephoyer.evaluate", *arguments], check=True)
     return read_json(output)
 

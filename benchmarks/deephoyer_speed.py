@@ -17,7 +17,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -59,13 +59,19 @@ class Options:
     """Turns that each network gets."""
     warmup: int = 3
     """Calls of each network before the first turn."""
+    peer: bool = True
+    """Compare with Torch-Pruning, which must be installed."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are timed."""
 
 
 def main(options: Options) -> None:
     """Measure all networks, and write one result file."""
     torch.set_num_threads(options.threads)
     found = [row for name in options.networks for row in measured(name, options)]
-    write("deephoyer-speed", {"settings": vars(options), "torch_pruning": version("torch-pruning"), "timings": found})
+    peer = version("torch-pruning") if options.peer else None
+    content = {"settings": vars(options), "torch_pruning": peer, "timings": found}
+    write("deephoyer-speed", content, options.device)
 
 
 def measured(name: str, options: Options) -> list[dict[str, Any]]:
@@ -75,7 +81,7 @@ def measured(name: str, options: Options) -> list[dict[str, Any]]:
     example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     dense = as_if_trained(name, example)
     budget = round(options.share * costs.macs(dense, example[:1]))
-    others = dict(theirs(dense, example[:1], budget))
+    others = dict(theirs(dense, example[:1], budget)) if options.peer else {}
     budgets = {
         round_to: costs.macs(others[round_to], example[:1]) if round_to in others else budget for round_to in ROUNDED
     }
@@ -89,6 +95,7 @@ def measured(name: str, options: Options) -> list[dict[str, Any]]:
         precisions=options.precisions,
         repeats=options.repeats,
         warmup=options.warmup,
+        device=options.device,
     )
     for row in rows:
         print(f"{name}, {row['network']}, {row['precision']}: {row['share_of_ideal']:.2f} of the ideal", flush=True)

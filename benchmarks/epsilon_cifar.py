@@ -1,10 +1,11 @@
-"""ε-ResNet with n = 5 (32 layers) on CIFAR-10: plain, with a side head, and with blocks that discard themselves.
+"""ε-ResNet on CIFAR-10, 32 or 110 layers: plain, with a side head, and with blocks that discard themselves.
 
     python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10
+    python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10 --n 18   # where a GPU is at hand
 
-The recipe `cifar10_short`, run as a user would run it, each network in a process of its own; then each network that
-lost blocks is compressed, and timed against the plain one, interleaved. Finished runs below `--runs` are not repeated,
-so that several processes can do some `--names` each, and one more collect them all.
+The recipe for a short schedule, run as a user would run it, each network in a process of its own; then each network
+that lost blocks is compressed, and timed against the plain one, interleaved. Finished runs below `--runs` are not
+repeated, so that several processes can do some `--names` each, and one more collect them all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -22,13 +23,9 @@ from _runs import data, read_json, run
 from _timing import against_the_first
 from resless import costs, weights
 
-RECIPE = "cifar10_short"
-EPSILONS = (4.5, 5.5, 6.5)
-RUNS = {
-    "plain": ["--epsilon", "0", "--side-weight", "0"],
-    "plain, side head": ["--epsilon", "0"],
-    **{f"epsilon {epsilon:g}": ["--epsilon", str(epsilon)] for epsilon in EPSILONS},
-}
+RECIPES = {5: "cifar10_short", 18: "cifar10_n18_short"}
+EPSILONS = {5: (3.5, 4.5, 5.5, 6.5, 7.5), 18: (2.0, 2.5, 3.5)}
+PLAIN = {"plain": ["--epsilon", "0", "--side-weight", "0"], "plain, side head": ["--epsilon", "0"]}
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,12 @@ class Options:
 
     data_dir: str | None = None
     """Folder that holds CIFAR-10; None looks it up on the hub."""
-    names: tuple[str, ...] = tuple(RUNS)
-    """Networks to train."""
-    runs: str = "runs/epsilon-cifar"
-    """Folder of the runs."""
+    n: Literal[5, 18] = 5
+    """Blocks in each of the three stages."""
+    names: tuple[str, ...] | None = None
+    """Networks to train; None takes all."""
+    runs: str | None = None
+    """Folder of the runs; None takes runs/ and the name of the results."""
     collect: bool = True
     """Time the networks and write the result file once they are trained."""
     threads: int = 1
@@ -48,20 +47,31 @@ class Options:
     repeats: int = 30
     """Turns that each timed network gets."""
 
+    @property
+    def results(self) -> str:
+        """Name of the results."""
+        return "epsilon-cifar" if self.n == 5 else f"epsilon-cifar-n{self.n}"
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks."""
+        return self.names or (*PLAIN, *(f"epsilon {epsilon:g}" for epsilon in EPSILONS[self.n]))
+
 
 def main(options: Options) -> None:
     """Train, then compare, and write one result file."""
-    results = {name: train(name, options) for name in options.names}
+    results = {name: train(name, options) for name in options.networks}
     if options.collect:
         torch.set_num_threads(options.threads)
-        write("epsilon-cifar", {"networks": results, "latency": timed(options)})
+        write(options.results, {"networks": results, "latency": timed(options)})
 
 
 def train(name: str, options: Options) -> dict[str, Any]:
     """One run of the recipe, and its compression, unless they are there; what came out."""
     folder = folder_of(name, options)
     images = data(options.data_dir)
-    trained = run("epsilon_resnet.train", RECIPE, folder, [*RUNS[name], *images])
+    settings = PLAIN.get(name) or ["--epsilon", name.removeprefix("epsilon ")]
+    trained = run("epsilon_resnet.train", RECIPES[options.n], folder, [*settings, *images])
     if trained["result"]["discarded"] and not (folder / "compressed").exists():
         # What is discarded but has not decayed in so few epochs goes too: the accuracy is measured before and after.
         command = [sys.executable, "-m", "epsilon_resnet.compress", "--model", str(folder), "--force", "--repeats", "0"]
@@ -76,13 +86,13 @@ def train(name: str, options: Options) -> dict[str, Any]:
 
 def timed(options: Options) -> list[dict[str, Any]]:
     """Every compressed network against the plain one."""
-    networks = {name: weights.from_pretrained(network_of(folder_of(name, options))) for name in options.names}
+    networks = {name: weights.from_pretrained(network_of(folder_of(name, options))) for name in options.networks}
     return against_the_first(networks, (3, 32, 32), batches=(1, 256), repeats=options.repeats)
 
 
 def folder_of(name: str, options: Options) -> Path:
     """The run folder of a network."""
-    return Path(options.runs) / name.replace(", ", "-").replace(" ", "-")
+    return Path(options.runs or f"runs/{options.results}") / name.replace(", ", "-").replace(" ", "-")
 
 
 def network_of(folder: Path) -> Path:

@@ -389,7 +389,7 @@ def test_recipes_vary_images_as_the_paper(name: str) -> None:
 def test_our_own_recipes_are_short_and_keep_the_rules(name: str) -> None:
     config = recipes.TRAIN[name]
     assert config.n is not None
-    assert config.n <= 9
+    assert config.n <= 18
     assert config.optim.epochs <= 100
     assert config.retire_after > 0
     assert bool(config.optim.restart_milestones) is (name == "smoke"), "so few epochs would end at a high rate"

@@ -17,7 +17,8 @@
 All but the LeNets are for CIFAR-10 and, with `--dataset cifar100`, CIFAR-100: SGD with momentum, pad-crop and flip. For
 SVHN (`--dataset svhn --no-flip --train-split train+extra`) nothing was published with them.
 
-`smoke` is a few seconds on the embedded digits, for tests; `smoke_resnet` is ResNet-20 on them, a network with blocks.
+`resnet110_short` is minutes of a GPU: 32 epochs along a cosine, with larger batches. `smoke` is a few seconds on the
+embedded digits, for tests; `smoke_resnet` is ResNet-20 on them, a network with blocks.
 """
 
 from __future__ import annotations
@@ -76,4 +77,8 @@ TRAIN: dict[str, TrainConfig] = {
     "lenet_300_100": replace(_MNIST, model="lenet_300_100"),
     "lenet5": replace(_MNIST, model="lenet5", run=replace(_MNIST.run, mixed_precision="auto", channels_last=True)),
     **{recipe.model: recipe for recipe in _CIFAR},
+    "resnet110_short": _cifar(
+        "resnet110",
+        OptimConfig(lr=0.1, nesterov=True, weight_decay=5e-4, batch_size=256, epochs=32, schedule="cosine"),
+    ),
 }

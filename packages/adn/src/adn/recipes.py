@@ -128,6 +128,12 @@ TRAIN: dict[str, TrainConfig] = {
         model="resnet20",
         optim=Optim(lr=0.1, weight_decay=5e-4, batch_size=128, epochs=12, schedule="cosine"),
     ),
+    # The same for a deeper network, with more epochs: some minutes of a GPU.
+    "resnet56_short": replace(
+        _CIFAR,
+        model="resnet56",
+        optim=Optim(lr=0.1, weight_decay=5e-4, batch_size=128, epochs=30, schedule="cosine"),
+    ),
     "smoke": TrainConfig(
         model="resnet20",
         data=DataConfig(pad=1),

@@ -9,7 +9,8 @@
 All use Adam, at 1e-3 (curriculum) and 1e-4 (fine-tuning, x0.1 at epoch 1,600 on CIFAR). They train on all training
 images, select nothing, and report the last epoch. The curriculum needs a trained network: `--backbone`.
 `R32_C10_short` is a schedule of 35 to 42 minutes on one core with bf16 units, `R32_C10_short_again` 21 to 23 more of
-fine-tuning; `smoke` is half a minute on the embedded digits, after `resless-train --recipe smoke_resnet`.
+fine-tuning; those of R110_C10 need a GPU to be short. `smoke` is half a minute on the embedded digits, after
+`resless-train --recipe smoke_resnet`.
 """
 
 from __future__ import annotations
@@ -83,9 +84,33 @@ _SHORT_AGAIN = replace(
     run=_run("R32_C10_short-again"),
 )
 
+# The same for a ResNet-110, whose 54 blocks are opened in eleven epochs.
+_DEEP_TRAIN = replace(
+    _SHORT_TRAIN,
+    model="R110_C10",
+    curriculum_step=5,
+    optim=replace(_SHORT_TRAIN.optim, epochs=14),
+    run=_run("R110_C10_short-curriculum"),
+)
+_DEEP_FINETUNE = replace(
+    _SHORT_FINETUNE,
+    model="R110_C10",
+    pretrained="runs/R110_C10_short-curriculum/model",
+    optim=replace(_SHORT_FINETUNE.optim, batch_size=256, epochs=8, milestones=(6,)),
+    run=_run("R110_C10_short-finetuned"),
+)
+_DEEP_AGAIN = replace(
+    _SHORT_AGAIN,
+    model="R110_C10",
+    pretrained="runs/R110_C10_short-finetuned/model",
+    optim=replace(_SHORT_AGAIN.optim, lr=0.06, batch_size=256),
+    run=_run("R110_C10_short-again"),
+)
+
 TRAIN: dict[str, TrainConfig] = {
     **{model: _train(model) for model in MODELS},
     "R32_C10_short": _SHORT_TRAIN,
+    "R110_C10_short": _DEEP_TRAIN,
     "smoke": TrainConfig(
         model="resnet20",
         backbone="runs/smoke_resnet/model",
@@ -100,6 +125,8 @@ FINETUNE: dict[str, FinetuneConfig] = {
     **{model: _finetune(model) for model in MODELS},
     "R32_C10_short": _SHORT_FINETUNE,
     "R32_C10_short_again": _SHORT_AGAIN,
+    "R110_C10_short": _DEEP_FINETUNE,
+    "R110_C10_short_again": _DEEP_AGAIN,
     "smoke": FinetuneConfig(
         model="resnet20",
         pretrained="runs/blockdrop-smoke/model",

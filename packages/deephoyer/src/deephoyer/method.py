@@ -267,15 +267,18 @@ def tied_penalty(tensors: Sequence[Tensor], ties: Ties, regulariser: str) -> Ten
     """
     # Deviation: with the paper's, a channel of a residual stage is emptied in some layers, and stays as long as one
     # layer writes it.
-    rows, columns = [], []
-    for tensor, reads in zip(tensors, ties.reads, strict=True):
-        square = tensor.square().flatten(2).sum(2) if tensor.dim() > 2 else tensor.square()  # [O, I]
+    rows: dict[int, Tensor] = {}
+    columns: dict[int, Tensor] = {}
+    for bucket in _buckets(tensors):
+        stack = torch.stack([tensors[position] for position in bucket])  # [B, O, I, ...]
+        square = stack.square().flatten(3).sum(3) if stack.dim() > 3 else stack.square()  # [B, O, I]
         if regulariser != "group_lasso":
-            square = square * (max(square.shape) / square.sum().clamp_min(_SQUARE_SUM_OF_ZERO))
-        rows.append(square.sum(1))
-        if reads:
-            columns.append(square.sum(0))
-    sides = [*rows, *columns]
+            whole = square.sum((1, 2), keepdim=True).clamp_min(_SQUARE_SUM_OF_ZERO)
+            square = square * (max(square.shape[1:]) / whole)
+        rows |= zip(bucket, square.sum(2).unbind(), strict=True)
+        columns |= zip(bucket, square.sum(1).unbind(), strict=True)
+    places = range(len(tensors))
+    sides = [*(rows[place] for place in places), *(columns[place] for place in places if ties.reads[place])]
     mean = sides[0].new_zeros(len(ties.members)).index_add(0, ties.channels, torch.cat(sides)) / ties.members
     alive = mean > 0
     norms = torch.where(alive, torch.where(alive, mean, 1.0).sqrt(), 0.0)[ties.free]

@@ -88,6 +88,14 @@ TRAIN: dict[str, TrainConfig] = {
     "imagenet_101_e2.1": replace(_IMAGENET, epsilon=2.1),
     "imagenet_152_e1.8": replace(_IMAGENET, depth=152, epsilon=1.8),
     "cifar10_short": _SHORT,
+    # The same for the paper's 110 layers, with more epochs: some minutes of a GPU.
+    "cifar10_n18_short": replace(
+        _SHORT,
+        n=18,
+        epsilon=2.5,
+        epsilon_stop=17,
+        optim=replace(_SHORT.optim, batch_size=128, epochs=30, milestones=(19, 26)),
+    ),
     # Deviation: a weight decay that takes a discarded block's weights to nothing within a few epochs of 22 steps; and
     # blocks that go in the first two thirds of the run only, so that the rest settles.
     "smoke": TrainConfig(
