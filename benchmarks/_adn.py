@@ -10,6 +10,7 @@ from _results import FOLDER
 from resless import report
 
 PICTURED_BATCH = 256
+NAMES = {"fp32": "float32", "bf16": "bf16"}
 
 
 def adn_accuracy(file: Mapping[str, Any]) -> str:
@@ -24,7 +25,13 @@ def adn_accuracy(file: Mapping[str, Any]) -> str:
             ends = sorted(mine[0], key=lambda name: mine[0][name]["macs"])
             mixed = [f"{name} {accuracy(mine, name)}" for name in reversed(ends[1:-1])]
             rows.append([network, accuracy(mine, ends[-1]), accuracy(mine, ends[0]), ", ".join(mixed), len(mine)])
-    return report.markdown(["ResNet-20", "nothing skipped", "all skipped", "between", "seeds"], rows)
+    return report.markdown([network_of(file), "nothing skipped", "all skipped", "between", "seeds"], rows)
+
+
+def network_of(file: Mapping[str, Any]) -> str:
+    """ResNet-20, for example."""
+    model: str = file["runs"][0]["settings"]["model"]
+    return model.replace("resnet", "ResNet-")
 
 
 def adn_cifar_speed(file: Mapping[str, Any]) -> str:
@@ -37,31 +44,32 @@ def adn_cifar_speed(file: Mapping[str, Any]) -> str:
     return report.markdown(["skips", "MACs", *columns], rows)
 
 
-def draw_adn_cifar(file: Mapping[str, Any]) -> None:
+def draw_adn_cifar(file: Mapping[str, Any], name: str) -> None:
     """Accuracy against MACs and against measured latency: all configurations, and the networks trained alone."""
     drawing = report.canvas(9, 3.8)
+    precision = file["latency"][-1]["precision"]
     latencies = {
         found["network"]: found["median_ms"]
         for found in file["latency"]
-        if (found["precision"], found["batch_size"]) == ("bf16", PICTURED_BATCH)
+        if (found["precision"], found["batch_size"]) == (precision, PICTURED_BATCH)
     }
     macs = {found["network"]: found["macs"] / 1e6 for found in file["latency"]}
-    panels = {"MACs an image, millions": macs, f"latency in bf16, batch {PICTURED_BATCH}, ms": latencies}
+    panels = {"MACs an image, millions": macs, f"latency in {NAMES[precision]}, batch {PICTURED_BATCH}, ms": latencies}
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), panels.items(), strict=True):
         report.style(axes)
         for number, network in enumerate(dict.fromkeys(run["network"] for run in file["runs"])):
             points = [
-                (costs[place_of(name, run["network"], costs)], 100 * found["top1"])
+                (costs[place_of(skips, run["network"], costs)], 100 * found["top1"])
                 for run in file["runs"]
                 if run["network"] == network
-                for name, found in run["result"]["configurations"].items()
+                for skips, found in run["result"]["configurations"].items()
             ]
             form = "x" if network.endswith("alone") else "."
             axes.plot(*zip(*points, strict=True), form, color=report.COLOURS[number], label=network, markersize=7)
         axes.set(xlabel=label)
     axes.figure.axes[0].set(ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / "adn-cifar.png")
+    report.save(drawing, FOLDER / f"{name}.png")
 
 
 def place_of(name: str, network: str, costs: Iterable[str]) -> str:

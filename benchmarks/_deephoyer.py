@@ -71,10 +71,16 @@ def deephoyer_cifar(file: Mapping[str, Any]) -> str:
         left = f"{100 * run['macs'] / dense['macs']:.1f} %"
         rows.append([LABELS[run["name"]], strength, left, f"{100 * accuracy(run):.2f} %", *cells])
     columns = [f"{FORMS[precision]}, batch {batch}" for precision, batch in timed]
-    return report.markdown(["ResNet-20", "strength", "MACs", "test accuracy", *columns], rows)
+    return report.markdown([model_of(file), "strength", "MACs", "test accuracy", *columns], rows)
 
 
-def draw_deephoyer_cifar(file: Mapping[str, Any]) -> None:
+def model_of(file: Mapping[str, Any]) -> str:
+    """ResNet-20, for example."""
+    model: str = file["networks"][0]["training"]["settings"]["model"]
+    return model.replace("resnet", "ResNet-")
+
+
+def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
     """Accuracy against MACs and against measured latency at batch 1 and 256, a line a way to get there."""
     drawing = report.canvas(11, 3.8)
     precision = file["latency"][-1]["precision"]
@@ -89,15 +95,15 @@ def draw_deephoyer_cifar(file: Mapping[str, Any]) -> None:
         }
     for axes, (label, costs) in zip(drawing.subplots(1, 3, sharey=True), panels.items(), strict=True):
         report.style(axes)
-        for number, name in enumerate(dict.fromkeys(run["name"] for run in file["networks"])):
-            mine = [run for run in file["networks"] if run["name"] == name]
+        for number, way in enumerate(dict.fromkeys(run["name"] for run in file["networks"])):
+            mine = [run for run in file["networks"] if run["name"] == way]
             line = sorted((costs[network_of(run)], 100 * accuracy(run)) for run in mine)
-            axes.plot(*zip(*line, strict=True), "o-", color=report.COLOURS[number], label=LABELS[name])
+            axes.plot(*zip(*line, strict=True), "o-", color=report.COLOURS[number], label=LABELS[way])
         axes.plot(costs["dense"], 100 * file["dense"]["top1"], "k*", markersize=10, label="dense")
         axes.set(xlabel=label)
     drawing.axes[0].set(ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / "deephoyer-cifar.png")
+    report.save(drawing, FOLDER / f"{name}.png")
 
 
 def network_of(run: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from epsilon_resnet.plot import draw
 from resless import report
 
 PICTURED_BATCH = 256
+NAMES = {"fp32": "float32", "bf16": "bf16"}
 
 
 def epsilon_cifar(file: Mapping[str, Any]) -> str:
@@ -18,7 +19,7 @@ def epsilon_cifar(file: Mapping[str, Any]) -> str:
     rows = []
     for name, run in file["networks"].items():
         found = run["result"]
-        timings = {(t["precision"], t["batch_size"]): t for t in file["latency"] if t["network"] == name}
+        timings = [timing for timing in file["latency"] if timing["network"] == name]
         rows.append(
             [
                 shown(name),
@@ -26,12 +27,11 @@ def epsilon_cifar(file: Mapping[str, Any]) -> str:
                 f"{len(found['discarded'])} of {found['num_blocks']}",
                 f"{run['parameters']:,}",
                 f"{run['macs'] / 1e6:.1f} M",
-                *(against_ideal(timings["bf16", batch]) for batch in (1, PICTURED_BATCH)),
-                *(against_ideal(timings["fp32", batch]) for batch in (1, PICTURED_BATCH)),
+                *(against_ideal(timing) for timing in timings),
             ]
         )
     columns = ["n = 5", "test error", "blocks discarded", "parameters", "MACs"]
-    columns += [f"speed-up, {how}, batch {batch}" for how in ("bf16", "float32") for batch in (1, PICTURED_BATCH)]
+    columns += [f"speed-up, {NAMES[timing['precision']]}, batch {timing['batch_size']}" for timing in timings]
     return report.markdown(columns, rows)
 
 
@@ -50,12 +50,13 @@ def against_ideal(timing: Mapping[str, Any]) -> str:
 def draw_epsilon_cifar(file: Mapping[str, Any]) -> None:
     """Error against MACs and against measured latency; and the story of the run that lost the most blocks."""
     drawing = report.canvas(9, 3.8)
+    precision = file["latency"][-1]["precision"]
     points = {
         "MACs an image, millions": {name: run["macs"] / 1e6 for name, run in file["networks"].items()},
-        f"latency in bf16, batch {PICTURED_BATCH}, ms": {
+        f"latency in {NAMES[precision]}, batch {PICTURED_BATCH}, ms": {
             t["network"]: t["median_ms"]
             for t in file["latency"]
-            if (t["precision"], t["batch_size"]) == ("bf16", PICTURED_BATCH)
+            if (t["precision"], t["batch_size"]) == (precision, PICTURED_BATCH)
         },
     }
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), points.items(), strict=True):

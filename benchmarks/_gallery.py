@@ -13,12 +13,14 @@ PICTURES = {
     },
     "DeepHoyer": {
         "deephoyer-cifar": "ResNet-20 on CIFAR-10: accuracy against multiply-adds and latency, beside thinner ones.",
+        "deephoyer-cifar-resnet56": "ResNet-56: the same, trained on a GPU.",
         "deephoyer-mnist-element": "LeNets on MNIST, single weights cut: accuracy against weights left, three seeds.",
         "deephoyer-mnist-structural": "LeNets on MNIST, whole groups cut: test accuracy against multiply-adds left.",
         "deephoyer-sweep": "LeNet-300-100 on MNIST: held-out error against multiply-adds, four strengths.",
     },
     "BlockDrop": {
         "blockdrop-cifar": "ResNet-32 on CIFAR-10: accuracy against multiply-adds, beside the controls.",
+        "blockdrop-cifar-r110": "ResNet-110: the same.",
         "blockdrop-throughput-r32-c10": "ResNet-32: measured speed-up against the blocks that policies keep.",
         "blockdrop-throughput-r110-c10": "ResNet-110: the same.",
         "blockdrop-policies/keep_rates": "How often each block is kept, over all test images and for each class.",
@@ -27,9 +29,15 @@ PICTURES = {
         "blockdrop-policies/easy_hard": "Images that use the fewest and the most blocks.",
         "blockdrop-policies/cost_accuracy": "Accuracy and cost, beside those of the controls and of the dense network.",
         "blockdrop-policies/rewards": "Reward and accuracy while both networks were trained.",
+        "blockdrop-policies-r110/keep_rates": "ResNet-110: how often each block is kept, over all images and by class.",
+        "blockdrop-policies-r110/blocks_used": "ResNet-110: how many blocks images use.",
+        "blockdrop-policies-r110/policies": "ResNet-110: the most frequent policies, with images that have them.",
+        "blockdrop-policies-r110/easy_hard": "ResNet-110: images that use the fewest and the most blocks.",
+        "blockdrop-policies-r110/cost_accuracy": "ResNet-110: accuracy and cost, beside those of the controls.",
+        "blockdrop-policies-r110/rewards": "ResNet-110: reward and accuracy while both networks were trained.",
     },
     "ε-ResNet": {
-        "epsilon-cifar": "32 layers on CIFAR-10: error against multiply-adds and measured latency for three ε.",
+        "epsilon-cifar": "32 layers on CIFAR-10: error against multiply-adds and measured latency for five ε.",
         "epsilon-blocks/blocks": "Which blocks are discarded, epoch by epoch.",
         "epsilon-blocks/responses": "The largest response of each block, epoch by epoch.",
         "epsilon-blocks/errors": "Training error of the network and of its side head, epoch by epoch.",
@@ -37,6 +45,7 @@ PICTURES = {
     },
     "ADN": {
         "adn-cifar": "ResNet-20 on CIFAR-10: all eight configurations of one network, against networks trained alone.",
+        "adn-cifar-resnet56": "ResNet-56: the same.",
     },
 }
 

@@ -47,7 +47,7 @@ class Point:
         return 100 * (self.dense_top1 - self.top1)
 
 
-def of_deephoyer(file: Mapping[str, Any]) -> Iterator[Point]:
+def of_deephoyer(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Compacted networks, and thinner ones trained from fresh weights."""
     names = LABELS | {"group_hoyer_square": "DeepHoyer", "group_hoyer_square-8s": "DeepHoyer, widths in 8s"}
     dense = file["latency"][0]["macs"]
@@ -55,10 +55,10 @@ def of_deephoyer(file: Mapping[str, Any]) -> Iterator[Point]:
         setting = f"strength {run['strength']:g}" if "strength" in run else f"{100 * run['budget']:.0f} % of the MACs"
         seed = run["training"]["settings"]["run"]["seed"]
         cost = (accuracy(run), run["macs"], file["dense"]["top1"], dense)
-        yield Point(names[run["name"]], "resnet20", setting, seed, *cost, "deephoyer-cifar")
+        yield Point(names[run["name"]], network, setting, seed, *cost, file["benchmark"])
 
 
-def of_blockdrop(file: Mapping[str, Any]) -> Iterator[Point]:
+def of_blockdrop(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Networks and policies that were fine-tuned together; the dense one is the backbone that they started from."""
     dense = file["finetuned"][0]["result"]["controls"]["dense"]
     for run in file["finetuned"]:
@@ -67,20 +67,20 @@ def of_blockdrop(file: Mapping[str, Any]) -> Iterator[Point]:
         if "first_penalty" in run:
             setting = f"penalty {run['first_penalty']:g}, then {run['settings']['penalty']:g}"
         cost = (found["top1"], found["macs"], dense["top1"], dense["macs"])
-        yield Point("BlockDrop", "resnet32", setting, run["settings"]["run"]["seed"], *cost, "blockdrop-cifar")
+        yield Point("BlockDrop", network, setting, run["settings"]["run"]["seed"], *cost, file["benchmark"])
 
 
-def of_epsilon(file: Mapping[str, Any]) -> Iterator[Point]:
+def of_epsilon(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Networks that discarded blocks; the dense one is that of the same training without a gate."""
     plain = file["networks"]["plain"]
     for name, run in file["networks"].items():
         if name.startswith("epsilon "):
             cost = (run["result"]["top1"], run["macs"], plain["result"]["top1"], plain["macs"])
             setting, seed = f"ε {run['settings']['epsilon']:g}", run["settings"]["run"]["seed"]
-            yield Point("ε-ResNet", "preresnet32", setting, seed, *cost, "epsilon-cifar")
+            yield Point("ε-ResNet", network, setting, seed, *cost, file["benchmark"])
 
 
-def of_adn(file: Mapping[str, Any]) -> Iterator[Point]:
+def of_adn(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """All configurations; the dense one is the super-net that was trained alone with the same seed."""
     alone = {
         run["seed"]: run["result"]["configurations"] for run in file["runs"] if run["network"] == "super-net alone"
@@ -93,21 +93,28 @@ def of_adn(file: Mapping[str, Any]) -> Iterator[Point]:
         for name, found in run["result"]["configurations"].items():
             setting = f"skips {name}" if method == "ADN" else "the base-net"
             cost = (found["top1"], found["macs"], dense["top1"], dense["macs"])
-            yield Point(method, "resnet20", setting, run["seed"], *cost, "adn-cifar")
+            yield Point(method, network, setting, run["seed"], *cost, file["benchmark"])
 
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Iterator[Point]]] = {
-    "deephoyer-cifar": of_deephoyer,
-    "blockdrop-cifar": of_blockdrop,
-    "epsilon-cifar": of_epsilon,
-    "adn-cifar": of_adn,
+READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], str]] = {
+    "deephoyer-cifar": (of_deephoyer, "resnet20"),
+    "deephoyer-cifar-resnet56": (of_deephoyer, "resnet56"),
+    "blockdrop-cifar": (of_blockdrop, "resnet32"),
+    "blockdrop-cifar-r110": (of_blockdrop, "resnet110"),
+    "epsilon-cifar": (of_epsilon, "preresnet32"),
+    "adn-cifar": (of_adn, "resnet20"),
+    "adn-cifar-resnet56": (of_adn, "resnet56"),
 }
+"""By benchmark: what reads its results, and the network that it starts from."""
 
 
 def points() -> list[Point]:
     """Every network of every result file that is there."""
-    files = {name: read(name) for name in READERS}
-    return [point for name, file in files.items() if file is not None for point in READERS[name](file)]
+    found: list[Point] = []
+    for name, (points_of, network) in READERS.items():
+        if file := read(name):
+            found += points_of(file, network)
+    return found
 
 
 def write_points(found: Sequence[Point]) -> None:

@@ -50,29 +50,38 @@ def main() -> None:
         tables["deephoyer-speed"] = deephoyer_speed(measured)
     if measured := read("deephoyer-speed", computes_in_bf16):
         tables["deephoyer-speed-bf16"] = deephoyer_speed(measured)
-    if cifar := read("deephoyer-cifar"):
-        tables["deephoyer-cifar"] = deephoyer_cifar(cifar)
-        draw_deephoyer_cifar(cifar)
+    for name in ("deephoyer-cifar", "deephoyer-cifar-resnet56"):
+        if cifar := read(name):
+            tables[name] = deephoyer_cifar(cifar)
+            draw_deephoyer_cifar(cifar, name)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
-    if cifar := read("blockdrop-cifar"):
-        tables["blockdrop-cifar"] = blockdrop_cifar(cifar)
-        draw_blockdrop_cifar(cifar)
+    for name in ("blockdrop-cifar", "blockdrop-cifar-r110"):
+        if cifar := read(name):
+            tables[name] = blockdrop_cifar(cifar)
+            draw_blockdrop_cifar(cifar, name)
     if throughput := read("blockdrop-throughput"):
         tables["blockdrop-throughput"] = blockdrop_throughput(throughput)
         draw_blockdrop_throughput(throughput)
+    if throughput := read("blockdrop-throughput", in_bf16):
+        tables["blockdrop-throughput-bf16"] = blockdrop_throughput(throughput)
+    if throughput := read("blockdrop-throughput-cuda"):
+        tables["blockdrop-throughput-cuda"] = blockdrop_throughput(throughput)
     if cifar := read("epsilon-cifar"):
         tables["epsilon-cifar"] = epsilon_cifar(cifar)
         draw_epsilon_cifar(cifar)
     if measured := read("epsilon-speed"):
         tables["epsilon-speed"] = epsilon_speed(measured)
-    if cifar := read("adn-cifar"):
-        tables |= {"adn-cifar": adn_accuracy(cifar), "adn-cifar-speed": adn_cifar_speed(cifar)}
-        draw_adn_cifar(cifar)
+    for name in ("adn-cifar", "adn-cifar-resnet56"):
+        if cifar := read(name):
+            tables |= {name: adn_accuracy(cifar), f"{name}-speed": adn_cifar_speed(cifar)}
+            draw_adn_cifar(cifar, name)
     if ablation := read("adn-ablation"):
         tables["adn-ablation"] = adn_accuracy(ablation)
     if measured := read("adn-speed"):
         tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
+    if measured := read("adn-speed-cuda"):
+        tables["adn-latency-cuda"] = adn_latency(measured)
     if measured := read("composition"):
         tables["composition"] = composition(measured)
     if found := points():
@@ -166,7 +175,7 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
     rows.append(["dense", accuracy, f"{dense['blocks_used']:.0f}", macs, "100 %", *[""] * 4])
     policy = file["finetuned"][0]["result"]["policy_macs"]
     columns = [
-        "ResNet-32",
+        file["finetuned"][0]["settings"]["model"].split("_")[0].replace("R", "ResNet-"),
         "test accuracy",
         "blocks",
         f"MACs, with {policy / 1e6:.1f} M of policy",
@@ -189,7 +198,7 @@ def at_cost(control: dict[str, Any]) -> str:
     return f"{100 * control['top1']:.2f} % at {100 * control['cost_fraction']:.0f} %"
 
 
-def draw_blockdrop_cifar(file: dict[str, Any]) -> None:
+def draw_blockdrop_cifar(file: dict[str, Any], name: str) -> None:
     """Accuracy against cost: the policy networks' and the controls', a point a penalty."""
     drawing, axes = report.figure()
     runs = file["finetuned"]
@@ -197,19 +206,24 @@ def draw_blockdrop_cifar(file: dict[str, Any]) -> None:
     axes.plot(*zip(*points, strict=True), "o", label="policy network, its own cost included")
     for (x, y), run in zip(points, runs, strict=True):
         axes.annotate(label(run), (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8)
-    for name, marker in (("most_frequent", "s"), ("random", "^"), ("all_blocks", "D")):
-        controls = [run["result"]["controls"][name] for run in runs]
-        line = sorted((100 * control["cost_fraction"], 100 * control["top1"]) for control in controls)
-        axes.plot(*zip(*line, strict=True), marker, linestyle="none", label=CONTROLS[name])
+    for control, marker in (("most_frequent", "s"), ("random", "^"), ("all_blocks", "D")):
+        controls = [run["result"]["controls"][control] for run in runs]
+        line = sorted((100 * found["cost_fraction"], 100 * found["top1"]) for found in controls)
+        axes.plot(*zip(*line, strict=True), marker, linestyle="none", label=CONTROLS[control])
     dense = runs[0]["result"]["controls"]["dense"]
     axes.plot(100, 100 * dense["top1"], "k*", markersize=10, label="dense, the backbone")
     axes.set(xlabel="MACs, % of the dense network's", ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / "blockdrop-cifar.png")
+    report.save(drawing, FOLDER / f"{name}.png")
 
 
 PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
 PICTURED_BATCH = 256
+
+
+def in_bf16(file: dict[str, Any]) -> bool:
+    """Whether anything was timed in bf16, as where a processor computes in it."""
+    return any(found["precision"] == "bf16" for found in file["results"])
 
 
 def blockdrop_throughput(file: dict[str, Any]) -> str:

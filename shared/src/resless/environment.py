@@ -22,7 +22,7 @@ def environment(source: Path | None = None, device: str = "cuda") -> dict[str, A
 
     Args:
         source: a folder of the git checkout whose commit is meant; None takes that of this module, if it is in one.
-            Outside a checkout, as where a cluster gets a copy of the code, it is what $RESLESS_COMMIT says.
+            $RESLESS_COMMIT goes before it: where a cluster gets a copy of the code, that may come without its history.
         device: type of the device that computed; `cuda` means the GPU if there is one, else the processor.
     """
     return {
@@ -50,11 +50,13 @@ def device_name(device: str = "cuda") -> str:
 
 
 def _commit(folder: Path) -> str | None:
-    """Commit of the checkout that holds `folder`, with "+" if files differ from it; else $RESLESS_COMMIT, or None."""
+    """$RESLESS_COMMIT; else that of the checkout that holds `folder`, with "+" if files differ from it; else None."""
+    if given := os.environ.get("RESLESS_COMMIT"):
+        return given
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("RESLESS_COMMIT")
+        return None
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
