@@ -74,7 +74,7 @@ def main(options: Options) -> None:
         return
     write(options.results, {"curriculum": first, "finetuned": finetuned})
     folder = FOLDER / options.results.replace("cifar", "policies")
-    pictures = ["--run-dir", str(options.root / options.pictures), "--output", str(folder)]
+    pictures = ["--run-dir", str(options.root / options.pictures), "--output", str(folder), *data(options.data_dir)]
     subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)
 
 
