@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _form import spread, times
+from _form import PRECISIONS, layers, spread, times
 from _results import FOLDER
 from resless import report
 
 PICTURED_BATCH = 256
-NAMES = {"fp32": "float32", "bf16": "bf16"}
 
 
 def adn_accuracy(file: Mapping[str, Any]) -> str:
@@ -25,13 +24,9 @@ def adn_accuracy(file: Mapping[str, Any]) -> str:
             ends = sorted(mine[0], key=lambda name: mine[0][name]["macs"])
             mixed = [f"{name} {accuracy(mine, name)}" for name in reversed(ends[1:-1])]
             rows.append([network, accuracy(mine, ends[-1]), accuracy(mine, ends[0]), ", ".join(mixed), len(mine)])
-    return report.markdown([network_of(file), "nothing skipped", "all skipped", "between", "seeds"], rows)
-
-
-def network_of(file: Mapping[str, Any]) -> str:
-    """ResNet-20, for example."""
-    model: str = file["runs"][0]["settings"]["model"]
-    return model.replace("resnet", "ResNet-")
+    return report.markdown(
+        [layers(file["runs"][0]["settings"]["model"]), "nothing skipped", "all skipped", "between", "seeds"], rows
+    )
 
 
 def adn_cifar_speed(file: Mapping[str, Any]) -> str:
@@ -54,7 +49,10 @@ def draw_adn_cifar(file: Mapping[str, Any], name: str) -> None:
         if (found["precision"], found["batch_size"]) == (precision, PICTURED_BATCH)
     }
     macs = {found["network"]: found["macs"] / 1e6 for found in file["latency"]}
-    panels = {"MACs an image, millions": macs, f"latency in {NAMES[precision]}, batch {PICTURED_BATCH}, ms": latencies}
+    panels = {
+        "MACs an image, millions": macs,
+        f"latency in {PRECISIONS[precision]}, batch {PICTURED_BATCH}, ms": latencies,
+    }
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), panels.items(), strict=True):
         report.style(axes)
         for number, network in enumerate(dict.fromkeys(run["network"] for run in file["runs"])):
@@ -98,7 +96,7 @@ def adn_latency(file: Mapping[str, Any]) -> str:
         for name in dict.fromkeys(found["configuration"] for found in of_network):
             mine = [found for found in of_network if found["configuration"] == name]
             if name == "F" * len(name):
-                cells = [f"{found['median_ms']:.0f} ms" for found in mine]
+                cells = [in_ms(found) for found in mine]
             elif name in ("T" * len(name), "T" * (len(name) // 2) + "F" * (len(name) - len(name) // 2)):
                 cells = [faster(found) for found in mine]
             else:
@@ -106,6 +104,11 @@ def adn_latency(file: Mapping[str, Any]) -> str:
             rows.append([network, name, f"{mine[0]['macs'] / 1e9:.2f} G", *cells])
     columns = [f"{found['precision']}, batch {found['batch_size']}" for found in mine]
     return report.markdown(["network", "skips", "MACs", *columns], rows)
+
+
+def in_ms(found: Mapping[str, Any]) -> str:
+    """How long it takes."""
+    return f"{found['median_ms']:.{0 if found['median_ms'] >= 10 else 1}f} ms"
 
 
 def adn_steps(file: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _form import times
+from _form import layers, times
 from _results import FOLDER
 from resless import report
 
@@ -71,13 +71,10 @@ def deephoyer_cifar(file: Mapping[str, Any]) -> str:
         left = f"{100 * run['macs'] / dense['macs']:.1f} %"
         rows.append([LABELS[run["name"]], strength, left, f"{100 * accuracy(run):.2f} %", *cells])
     columns = [f"{FORMS[precision]}, batch {batch}" for precision, batch in timed]
-    return report.markdown([model_of(file), "strength", "MACs", "test accuracy", *columns], rows)
-
-
-def model_of(file: Mapping[str, Any]) -> str:
-    """ResNet-20, for example."""
-    model: str = file["networks"][0]["training"]["settings"]["model"]
-    return model.replace("resnet", "ResNet-")
+    return report.markdown(
+        [layers(file["networks"][0]["training"]["settings"]["model"]), "strength", "MACs", "test accuracy", *columns],
+        rows,
+    )
 
 
 def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _form import times
+from _form import PRECISIONS, times
 from _results import FOLDER
 from epsilon_resnet.plot import draw
 from resless import report
 
 PICTURED_BATCH = 256
-NAMES = {"fp32": "float32", "bf16": "bf16"}
 
 
 def epsilon_cifar(file: Mapping[str, Any]) -> str:
@@ -30,8 +29,8 @@ def epsilon_cifar(file: Mapping[str, Any]) -> str:
                 *(against_ideal(timing) for timing in timings),
             ]
         )
-    columns = ["n = 5", "test error", "blocks discarded", "parameters", "MACs"]
-    columns += [f"speed-up, {NAMES[timing['precision']]}, batch {timing['batch_size']}" for timing in timings]
+    columns = [f"n = {run['settings']['n']}", "test error", "blocks discarded", "parameters", "MACs"]
+    columns += [f"speed-up, {PRECISIONS[timing['precision']]}, batch {timing['batch_size']}" for timing in timings]
     return report.markdown(columns, rows)
 
 
@@ -47,13 +46,13 @@ def against_ideal(timing: Mapping[str, Any]) -> str:
     return f"{timing['speedup']['median']:.2f} x ({100 * timing['share_of_ideal']:.0f} %)"
 
 
-def draw_epsilon_cifar(file: Mapping[str, Any]) -> None:
+def draw_epsilon_cifar(file: Mapping[str, Any], name: str) -> None:
     """Error against MACs and against measured latency; and the story of the run that lost the most blocks."""
     drawing = report.canvas(9, 3.8)
     precision = file["latency"][-1]["precision"]
     points = {
         "MACs an image, millions": {name: run["macs"] / 1e6 for name, run in file["networks"].items()},
-        f"latency in {NAMES[precision]}, batch {PICTURED_BATCH}, ms": {
+        f"latency in {PRECISIONS[precision]}, batch {PICTURED_BATCH}, ms": {
             t["network"]: t["median_ms"]
             for t in file["latency"]
             if (t["precision"], t["batch_size"]) == (precision, PICTURED_BATCH)
@@ -61,15 +60,15 @@ def draw_epsilon_cifar(file: Mapping[str, Any]) -> None:
     }
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), points.items(), strict=True):
         report.style(axes)
-        for number, (name, run) in enumerate(file["networks"].items()):
+        for number, (network, run) in enumerate(file["networks"].items()):
             error = 100 * (1 - run["result"]["top1"])
-            axes.plot(costs[name], error, "o", color=report.COLOURS[number], label=shown(name))
+            axes.plot(costs[network], error, "o", color=report.COLOURS[number], label=shown(network))
         axes.set(xlabel=label)
     axes.figure.axes[0].set(ylabel="test error, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / "epsilon-cifar.png")
+    report.save(drawing, FOLDER / f"{name}.png")
     most = max(file["networks"].values(), key=lambda run: len(run["result"]["discarded"]))
-    draw(FOLDER / "epsilon-blocks", most["blocks"], most["epochs"])
+    draw(FOLDER / name.replace("cifar", "blocks"), most["blocks"], most["epochs"])
 
 
 def epsilon_speed(file: Mapping[str, Any]) -> str:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
+"""What tables call a precision."""
+
+
+def layers(model: str) -> str:
+    """ResNet-110, for resnet110 and for R110_C10."""
+    return re.sub(r"^(?:resnet|R)(\d+).*", r"ResNet-\1", model)
 
 
 def spread(values: Iterable[float], form: str) -> str:

@@ -102,6 +102,7 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], st
     "blockdrop-cifar": (of_blockdrop, "resnet32"),
     "blockdrop-cifar-r110": (of_blockdrop, "resnet110"),
     "epsilon-cifar": (of_epsilon, "preresnet32"),
+    "epsilon-cifar-n18": (of_epsilon, "preresnet110"),
     "adn-cifar": (of_adn, "resnet20"),
     "adn-cifar-resnet56": (of_adn, "resnet56"),
 }

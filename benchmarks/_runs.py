@@ -57,12 +57,17 @@ def data(folder: str | None) -> list[str]:
     return [] if folder is None else ["--data-dir", folder]
 
 
+def length(epochs: int | None) -> list[str]:
+    """The arguments that say for how many epochs to train; a recipe's milestones stay where they are."""
+    return [] if epochs is None else ["--epochs", str(epochs)]
+
+
 @dataclass(frozen=True)
 class Start:
     """Options of benchmarks whose runs start from a trained network."""
 
     backbone: str | None = None
-    """Trained network, a checkpoint file; None trains one first, which takes hours."""
+    """Trained network, a checkpoint file; None trains one first, which takes hours without a GPU."""
     data_dir: str | None = None
     """Folder that holds CIFAR-10; None looks it up on the hub."""
     shortcut: str = "subsample"
@@ -76,8 +81,14 @@ class Start:
         """Where the trained network is: the checkpoint file, or the model folder of one that is trained here."""
         if self.backbone is not None:
             return self.backbone
-        run("resless.train", recipe, runs / "dense", ["--shortcut", shortcut, *data(self.data_dir)])
+        self.trained_here(recipe, shortcut, runs)
         return str(runs / "dense" / "model")
+
+    def trained_here(self, recipe: str, shortcut: str, runs: Path) -> dict[str, Any] | None:
+        """What came out of the training of the network, where none is given."""
+        if self.backbone is not None:
+            return None
+        return run("resless.train", recipe, runs / "dense", ["--shortcut", shortcut, *data(self.data_dir)])
 
     @property
     def statistics(self) -> list[str]:

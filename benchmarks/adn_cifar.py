@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from _results import write
-from _runs import data, finished, run
+from _runs import data, finished, length, run
 from _timing import against_the_first
 from adn.evaluate import letters
 from adn.extract import extract
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
 def train(name: str, seed: int, options: Options) -> dict[str, Any]:
     """One run of the recipe, unless it is there; what came out."""
     arguments = ["--seed", str(seed), *RUNS[name], *data(options.data_dir)]
-    arguments += [] if options.epochs is None else ["--epochs", str(options.epochs)]
+    arguments += length(options.epochs)
     return {"network": name, "seed": seed} | run("adn.train", options.recipe, folder_of(name, seed, options), arguments)
 
 

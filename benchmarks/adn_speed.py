@@ -30,6 +30,7 @@ from adn.model import create
 from resless.data.catalog import get
 from resless.data.samples import TreeSamples
 from resless.data.stream import StreamBatches
+from resless.errors import check
 from resless.memory import keep_freed_memory
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -57,7 +58,11 @@ class Options:
     repeats: int = 7
     """Turns that each of the things compared gets."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where configurations are timed; training steps are on the CPU."""
+    """Where configurations are timed; training steps are timed on the CPU alone (leave --steps empty)."""
+
+    def __post_init__(self) -> None:
+        fits = self.device == "cpu" or not (self.steps or self.images)
+        check(fits, "--device", self.device, "cpu, or with empty --steps and without --images")
 
 
 def main(options: Options) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 from _results import FOLDER, write
-from _runs import Start, data, run
+from _runs import Start, data, length, run
 
 DENSE = {"R32_C10": "resnet32", "R110_C10": "resnet110_short"}
 """Recipes of the trained networks, where none is given."""
@@ -55,7 +55,7 @@ class Options(Start):
 
     def length(self, stage: int) -> list[str]:
         """The arguments that say for how long a stage trains."""
-        return [] if self.epochs is None else ["--epochs", str(self.epochs[stage])]
+        return length(None if self.epochs is None else self.epochs[stage])
 
 
 def main(options: Options) -> None:
@@ -72,7 +72,8 @@ def main(options: Options) -> None:
         finetuned.append(twice | {"first_penalty": options.penalties[0]})
     if not options.collect:
         return
-    write(options.results, {"curriculum": first, "finetuned": finetuned})
+    dense = options.trained_here(DENSE[options.model], "avgpool", options.root)
+    write(options.results, {"dense": dense, "curriculum": first, "finetuned": finetuned})
     folder = FOLDER / options.results.replace("cifar", "policies")
     pictures = ["--run-dir", str(options.root / options.pictures), "--output", str(folder), *data(options.data_dir)]
     subprocess.run([sys.executable, "-m", "blockdrop.plot", *pictures], check=True)

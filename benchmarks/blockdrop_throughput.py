@@ -24,7 +24,7 @@ from resless import models, weights
 from resless.config import as_dict
 from resless.data.images import load
 from resless.data.loaders import EvalBatches
-from resless.errors import InputError
+from resless.errors import InputError, check
 from torch import Tensor
 
 IMAGES = {1: 16, 32: 256, 256: 768, 2048: 4096}
@@ -58,6 +58,12 @@ class Options:
     quick: bool = False
     """A trial of about a minute: ResNet-32 in bf16 (in float32 where that would be emulated) at batch 256, three rates,
     three turns; nothing is written."""
+
+    def __post_init__(self) -> None:
+        for size in self.batches:
+            check(size in IMAGES, "--batches", size, f"of {', '.join(map(str, IMAGES))}")
+        for precision in self.precisions:
+            check(precision in ("fp32", "bf16"), "--precisions", precision, "fp32 or bf16")
 
 
 def main(options: Options) -> None:
@@ -120,9 +126,9 @@ def timed(
 
 def random_policies(net: BlockDropNet, options: Options) -> dict[float, Tensor]:
     """Keep rate -> policies, bool [n, K], each block of each image kept with that probability; always the same."""
-    random = torch.Generator().manual_seed(0)
     shape = (count_of_images(options), net.num_blocks)
-    return {rate: torch.bernoulli(torch.full(shape, rate), generator=random).bool() for rate in options.keep_rates}
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return {rate: uniform < rate for rate in options.keep_rates}
 
 
 def count_of_images(options: Options) -> int:

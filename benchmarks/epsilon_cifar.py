@@ -10,6 +10,7 @@ repeated, so that several processes can do some `--names` each, and one more col
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from _results import write
 from _runs import data, read_json, run
 from _timing import against_the_first
 from resless import costs, weights
+from resless.errors import check
 
 RECIPES = {5: "cifar10_short", 18: "cifar10_n18_short"}
 EPSILONS = {5: (3.5, 4.5, 5.5, 6.5, 7.5), 18: (2.0, 2.5, 3.5)}
@@ -37,7 +39,7 @@ class Options:
     n: Literal[5, 18] = 5
     """Blocks in each of the three stages."""
     names: tuple[str, ...] | None = None
-    """Networks to train; None takes all."""
+    """Networks to train, `plain`, `plain, side head` or `epsilon NUMBER`, the plain one first; None takes all."""
     runs: str | None = None
     """Folder of the runs; None takes runs/ and the name of the results."""
     collect: bool = True
@@ -46,6 +48,13 @@ class Options:
     """Threads of the timed networks."""
     repeats: int = 30
     """Turns that each timed network gets."""
+
+    def __post_init__(self) -> None:
+        for name in self.networks:
+            known = name in PLAIN or re.fullmatch(r"epsilon \d+(\.\d+)?", name)
+            check(bool(known), "--names", name, "plain, 'plain, side head' or 'epsilon NUMBER'")
+        first = self.networks[0]
+        check(not self.collect or first == "plain", "the first of --names", first, "plain, or add --no-collect")
 
     @property
     def results(self) -> str:

@@ -16,7 +16,7 @@ from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn
 from _composition import composition
 from _deephoyer import computes_in_bf16, deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
-from _form import peak, quartiles, spread, times
+from _form import PRECISIONS, layers, peak, quartiles, spread, times
 from _gallery import write_gallery
 from _methods import draw_points, points, write_points
 from _results import FOLDER, read
@@ -67,9 +67,10 @@ def main() -> None:
         tables["blockdrop-throughput-bf16"] = blockdrop_throughput(throughput)
     if throughput := read("blockdrop-throughput-cuda"):
         tables["blockdrop-throughput-cuda"] = blockdrop_throughput(throughput)
-    if cifar := read("epsilon-cifar"):
-        tables["epsilon-cifar"] = epsilon_cifar(cifar)
-        draw_epsilon_cifar(cifar)
+    for name in ("epsilon-cifar", "epsilon-cifar-n18"):
+        if cifar := read(name):
+            tables[name] = epsilon_cifar(cifar)
+            draw_epsilon_cifar(cifar, name)
     if measured := read("epsilon-speed"):
         tables["epsilon-speed"] = epsilon_speed(measured)
     for name in ("adn-cifar", "adn-cifar-resnet56"):
@@ -175,7 +176,7 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
     rows.append(["dense", accuracy, f"{dense['blocks_used']:.0f}", macs, "100 %", *[""] * 4])
     policy = file["finetuned"][0]["result"]["policy_macs"]
     columns = [
-        file["finetuned"][0]["settings"]["model"].split("_")[0].replace("R", "ResNet-"),
+        layers(file["finetuned"][0]["settings"]["model"]),
         "test accuracy",
         "blocks",
         f"MACs, with {policy / 1e6:.1f} M of policy",
@@ -217,7 +218,6 @@ def draw_blockdrop_cifar(file: dict[str, Any], name: str) -> None:
     report.save(drawing, FOLDER / f"{name}.png")
 
 
-PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
 PICTURED_BATCH = 256
 
 

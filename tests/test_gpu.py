@@ -1,4 +1,4 @@
-"""On a GPU everything runs, and gives what it gives on the processor. `./dev -s gpu`; skipped where there is none."""
+"""On a GPU the commands run, and give what they give on the processor. `./dev -s gpu`; skipped where there is none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRAININGS = {
 
 @pytest.fixture(autouse=True)
 def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TensorFloat-32, whose products have eleven bits."""
+    """Without TensorFloat-32, whose products have eleven bits; the commands' own processes keep it."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
