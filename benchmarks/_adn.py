@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _form import PRECISIONS, layers, spread, times
+from _form import PRECISIONS, in_ms, layers, spread, times
 from _results import FOLDER
 from resless import report
 
@@ -104,11 +104,6 @@ def adn_latency(file: Mapping[str, Any]) -> str:
             rows.append([network, name, f"{mine[0]['macs'] / 1e9:.2f} G", *cells])
     columns = [f"{found['precision']}, batch {found['batch_size']}" for found in mine]
     return report.markdown(["network", "skips", "MACs", *columns], rows)
-
-
-def in_ms(found: Mapping[str, Any]) -> str:
-    """How long it takes."""
-    return f"{found['median_ms']:.{0 if found['median_ms'] >= 10 else 1}f} ms"
 
 
 def adn_steps(file: Mapping[str, Any]) -> str:

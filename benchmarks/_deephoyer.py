@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _form import layers, times
+from _form import in_ms, layers, times
 from _results import FOLDER
 from resless import report
 
@@ -41,16 +41,6 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
             cells = [shown(found[precision]) if precision in found else "" for precision in precisions]
             rows.append([f"**{label}**" if name == "dense" else label, left, *cells])
     return report.markdown(["network", "MACs", *(FORMS[precision] for precision in precisions)], rows)
-
-
-def in_ms(found: Mapping[str, Any]) -> str:
-    """How long it takes."""
-    return f"{found['median_ms']:.0f} ms"
-
-
-def computes_in_bf16(file: Mapping[str, Any]) -> bool:
-    """Whether networks were timed in bf16 too, which is done where a processor computes in it."""
-    return any(found["precision"] == "bf16" for found in file["timings"])
 
 
 def faster(found: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
@@ -26,6 +26,16 @@ def spread(values: Iterable[float], form: str) -> str:
 def times(ratio: dict[str, float]) -> str:
     """A ratio with its quartiles."""
     return f"{ratio['median']:.2f} x ({ratio['q25']:.2f}-{ratio['q75']:.2f})"
+
+
+def in_ms(found: Mapping[str, Any]) -> str:
+    """Median time of a call."""
+    return f"{found['median_ms']:.{0 if found['median_ms'] >= 10 else 1}f} ms"
+
+
+def timed_in_bf16(measurements: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether anything was, as is done where a processor computes in it."""
+    return any(found["precision"] == "bf16" for found in measurements)
 
 
 def peak(measurement: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _composition import composition
-from _deephoyer import computes_in_bf16, deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
+from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
-from _form import PRECISIONS, layers, peak, quartiles, spread, times
+from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
 from _gallery import write_gallery
 from _methods import draw_points, points, write_points
 from _results import FOLDER, read
@@ -41,6 +41,18 @@ PAPER = {
 def main() -> None:
     """Make every table and picture that there are results for."""
     tables = {}
+    for table, draw, names in (
+        (deephoyer_cifar, draw_deephoyer_cifar, ("deephoyer-cifar", "deephoyer-cifar-resnet56")),
+        (blockdrop_cifar, draw_blockdrop_cifar, ("blockdrop-cifar", "blockdrop-cifar-r110")),
+        (epsilon_cifar, draw_epsilon_cifar, ("epsilon-cifar", "epsilon-cifar-n18")),
+        (adn_accuracy, draw_adn_cifar, ("adn-cifar", "adn-cifar-resnet56")),
+    ):
+        for name in names:
+            if cifar := read(name):
+                tables[name] = table(cifar)
+                draw(cifar, name)
+    if cifar := read("adn-cifar"):
+        tables["adn-cifar-speed"] = adn_cifar_speed(cifar)
     if mnist := read("deephoyer-mnist"):
         tables["deephoyer-mnist"] = deephoyer_mnist(mnist["results"])
         draw_deephoyer_mnist(mnist["results"])
@@ -48,35 +60,19 @@ def main() -> None:
         draw_deephoyer_sweep(sweep)
     if measured := read("deephoyer-speed"):
         tables["deephoyer-speed"] = deephoyer_speed(measured)
-    if measured := read("deephoyer-speed", computes_in_bf16):
+    if measured := read("deephoyer-speed", lambda file: timed_in_bf16(file["timings"])):
         tables["deephoyer-speed-bf16"] = deephoyer_speed(measured)
-    for name in ("deephoyer-cifar", "deephoyer-cifar-resnet56"):
-        if cifar := read(name):
-            tables[name] = deephoyer_cifar(cifar)
-            draw_deephoyer_cifar(cifar, name)
     if measured := read("speed"):
         tables["speed"] = speed(measured)
-    for name in ("blockdrop-cifar", "blockdrop-cifar-r110"):
-        if cifar := read(name):
-            tables[name] = blockdrop_cifar(cifar)
-            draw_blockdrop_cifar(cifar, name)
     if throughput := read("blockdrop-throughput"):
         tables["blockdrop-throughput"] = blockdrop_throughput(throughput)
         draw_blockdrop_throughput(throughput)
-    if throughput := read("blockdrop-throughput", in_bf16):
+    if throughput := read("blockdrop-throughput", lambda file: timed_in_bf16(file["results"])):
         tables["blockdrop-throughput-bf16"] = blockdrop_throughput(throughput)
     if throughput := read("blockdrop-throughput-cuda"):
         tables["blockdrop-throughput-cuda"] = blockdrop_throughput(throughput)
-    for name in ("epsilon-cifar", "epsilon-cifar-n18"):
-        if cifar := read(name):
-            tables[name] = epsilon_cifar(cifar)
-            draw_epsilon_cifar(cifar, name)
     if measured := read("epsilon-speed"):
         tables["epsilon-speed"] = epsilon_speed(measured)
-    for name in ("adn-cifar", "adn-cifar-resnet56"):
-        if cifar := read(name):
-            tables |= {name: adn_accuracy(cifar), f"{name}-speed": adn_cifar_speed(cifar)}
-            draw_adn_cifar(cifar, name)
     if ablation := read("adn-ablation"):
         tables["adn-ablation"] = adn_accuracy(ablation)
     if measured := read("adn-speed"):
@@ -219,11 +215,6 @@ def draw_blockdrop_cifar(file: dict[str, Any], name: str) -> None:
 
 
 PICTURED_BATCH = 256
-
-
-def in_bf16(file: dict[str, Any]) -> bool:
-    """Whether anything was timed in bf16, as where a processor computes in it."""
-    return any(found["precision"] == "bf16" for found in file["results"])
 
 
 def blockdrop_throughput(file: dict[str, Any]) -> str:

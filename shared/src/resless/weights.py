@@ -373,14 +373,14 @@ def _check_fields(value: Any, fields: Mapping[str, type], source: str) -> None:
         check(type(value[name]) is kind, f"{name} in {source}", value[name], f"of type {kind.__name__}")
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 def _check_image_shape(shape: Any, in_channels: int, path: Path) -> None:
     """Raise InputError unless it is left out, or (C, H, W) of images that the network takes."""
     sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
     fits = shape is None or (sizes and len(shape) == 3 and shape[0] == in_channels)
     check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
