@@ -9,12 +9,13 @@ budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the reg
 end in `-own` the groups of each tensor by itself, as in the paper; `-8s` goes on from the same network, but cuts to
 widths in multiples of 8. The thinner networks have the same share of every width, start from fresh weights and train
 for the epochs of both stages together. Each run is a process of its own; finished runs below `--runs` are not repeated,
-so that several processes can do some `--names` each, and one more collect them. `--quick` is a try of everything on the
-embedded digits, which takes minutes and writes no result file.
+so that several processes can do some `--names` or `--seeds` each, and one more collect them; the networks of the first
+seed are timed. `--quick` is a try of everything on the embedded digits, which takes minutes and writes no result file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -57,6 +58,8 @@ class Options(Start):
     """Regularisers, and `thinner`."""
     budgets: tuple[float, ...] = BUDGETS
     """Budgets to do, of 0.7, 0.5, 0.35 and 0.25."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train each network with."""
     epochs: tuple[int, int] | None = None
     """Epochs of training with a regulariser, and of fine-tuning; None leaves the recipe's."""
     mixed_precision: Precision | None = None
@@ -103,13 +106,22 @@ class Options(Start):
         return torch.zeros(1, 1, 8, 8) if self.quick else torch.zeros(1, 3, 32, 32)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A network at a budget."""
+
+    name: str
+    budget: float
+    seed: int
+
+
 def main(options: Options) -> None:
     """Train and cut, then compare, and write one result file."""
     dense = dense_network(options)
     found = []
-    for name, budget in wanted(options):
-        at_budget = thinner if name == "thinner" else pruned
-        found.append({"name": name, "budget": budget} | at_budget(name, budget, dense, options))
+    for point in wanted(options):
+        train = thinner if point.name == "thinner" else pruned
+        found.append(vars(point) | train(point, dense, options))
     if options.collect:
         torch.set_num_threads(options.threads)
         results = {"networks": found, "dense": evaluated(options), "latency": timed(dense, options)}
@@ -119,12 +131,10 @@ def main(options: Options) -> None:
             write(options.results, results)
 
 
-def wanted(options: Options) -> list[tuple[str, float]]:
-    """Names and budgets of the networks to train, or of those that are there."""
-    points = [(name, budget) for name in options.names for budget in options.budgets]
-    if options.train:
-        return points
-    return [point for point in points if finished(folder_of(*point, options))]
+def wanted(options: Options) -> list[Point]:
+    """The networks to train, or those of them that are there."""
+    points = [Point(*of) for of in itertools.product(options.names, options.budgets, options.seeds)]
+    return [point for point in points if options.train or finished(folder_of(point, options))]
 
 
 def dense_network(options: Options) -> nn.Module:
@@ -151,32 +161,33 @@ def backbone(options: Options) -> list[str]:
     return ["--model", options.model, "--pretrained", trained(options), *options.foreign]
 
 
-def pruned(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
+def pruned(point: Point, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train with a regulariser, cut to the budget, compact and fine-tune."""
-    regulariser, _, variant = name.partition("-")
-    strength = PUSH[name][BUDGETS.index(budget)] / options.stages[0]
-    folder, sparse = folder_of(name, budget, options), options.root / f"{name.removesuffix('-8s')}-{strength:g}"
+    regulariser, _, variant = point.name.partition("-")
+    strength = PUSH[point.name][BUDGETS.index(point.budget)] / options.stages[0]
+    sparse = options.root / f"{point.name.removesuffix('-8s')}-{strength:g}{of_seed(point)}"
     groups = "--no-tied" if variant == "own" else "--tied"
     arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
-    training = run("deephoyer.train", sparse, options, [*arguments, "--epochs", str(options.stages[0])])
-    target = round(budget * costs.macs(dense, options.image))
+    training = run("deephoyer.train", sparse, options, point, [*arguments, "--epochs", str(options.stages[0])])
+    target = round(point.budget * costs.macs(dense, options.image))
     arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--compact"]
     arguments += ["--round-to", "8" if variant == "8s" else "1"]
-    tuning = run("deephoyer.prune", folder, options, [*arguments, "--epochs", str(options.stages[1])])
+    folder = folder_of(point, options)
+    tuning = run("deephoyer.prune", folder, options, point, [*arguments, "--epochs", str(options.stages[1])])
     return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "model", options)
 
 
-def thinner(name: str, budget: float, dense: nn.Module, options: Options) -> dict[str, Any]:
+def thinner(point: Point, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train a network with the same share of every width from fresh weights, for as many epochs in all."""
-    folder = folder_of(name, budget, options)
+    folder = folder_of(point, options)
     start = folder.with_name(f"{folder.name}-fresh")
     if not start.exists():
-        torch.manual_seed(0)
-        weights.save_pretrained(thinned(dense, budget, options.image), start, example=options.image)
+        torch.manual_seed(point.seed)
+        weights.save_pretrained(thinned(dense, point.budget, options.image), start, example=options.image)
     arguments = ["--pretrained", str(start), "--reg", "none", "--lr", str(THINNER_LR)]
     arguments += ["--epochs", str(sum(options.stages))]
     arguments += [] if options.quick else ["--model", options.model, *options.statistics]
-    training = run("deephoyer.train", folder, options, arguments)
+    training = run("deephoyer.train", folder, options, point, arguments)
     return {"training": training} | size(folder / "model", options)
 
 
@@ -204,11 +215,11 @@ def with_share(dense: nn.Module, share: float, image: torch.Tensor) -> nn.Module
     return models.build(compact(wide, image).spec)
 
 
-def run(module: str, folder: Path, options: Options, arguments: list[str]) -> dict[str, Any]:
-    """One command of the recipe, in the precision and on the images that are asked for."""
+def run(module: str, folder: Path, options: Options, point: Point, arguments: list[str]) -> dict[str, Any]:
+    """One command of the recipe, in the precision, on the images and with the seed that are asked for."""
     precision = [] if options.mixed_precision is None else ["--mixed-precision", options.mixed_precision]
     images = data(None if options.quick else options.data_dir)
-    return run_recipe(module, options.recipe, folder, [*precision, *images, *arguments])
+    return run_recipe(module, options.recipe, folder, ["--seed", str(point.seed), *precision, *images, *arguments])
 
 
 def evaluated(options: Options) -> dict[str, Any] | None:
@@ -226,8 +237,9 @@ def evaluated(options: Options) -> dict[str, Any] | None:
 def timed(dense: nn.Module, options: Options) -> list[dict[str, Any]]:
     """Every network against the dense one."""
     small = {
-        f"{name} {budget:g}": weights.from_pretrained(folder_of(name, budget, options) / "model")
-        for name, budget in wanted(options)
+        f"{point.name} {point.budget:g}": weights.from_pretrained(folder_of(point, options) / "model")
+        for point in wanted(options)
+        if point.seed == options.seeds[0]
     }
     networks = {"dense": dense} | small
     precisions = (*PRECISIONS, *FOLDED)
@@ -242,9 +254,14 @@ def size(folder: Path, options: Options) -> dict[str, int]:
     return {"parameters": costs.count_parameters(network), "macs": costs.macs(network, options.image)}
 
 
-def folder_of(name: str, budget: float, options: Options) -> Path:
+def folder_of(point: Point, options: Options) -> Path:
     """The run folder in which a network of a budget ends."""
-    return options.root / f"{name}-at-{budget:g}"
+    return options.root / f"{point.name}-at-{point.budget:g}{of_seed(point)}"
+
+
+def of_seed(point: Point) -> str:
+    """The end of the names of its folders: nothing for the first seed."""
+    return f"-seed{point.seed}" if point.seed else ""
 
 
 if __name__ == "__main__":
