@@ -7,7 +7,7 @@
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
 budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
 end in `-own` the groups of each tensor by itself, as in the paper; `-8s` goes on from the same network, but cuts to
-widths in multiples of 8. The thinner networks have the same share of every width, start from fresh weights and train
+widths in multiples of 8, `-memory` more where layers move much for what they compute. The thinner networks have the same share of every width, start from fresh weights and train
 for the epochs of both stages together. Each run is a process of its own; finished runs below `--runs` are not repeated,
 so that several processes can do some `--names` or `--seeds` each, and one more collect them; the networks of the first
 seed are timed. `--quick` is a try of everything on the embedded digits, which takes minutes and writes no result file.
@@ -40,11 +40,14 @@ BUDGETS = (0.7, 0.5, 0.35, 0.25)
 PUSH = {
     "group_hoyer_square": (0.04, 0.06, 0.08, 0.1),
     "group_hoyer_square-8s": (0.04, 0.06, 0.08, 0.1),
+    "group_hoyer_square-8s-memory": (0.04, 0.06, 0.08, 0.1),
     "group_hoyer_square-own": (0.04, 0.06, 0.08, 0.1),
     "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2),
 }
 """Strength times epochs, for each budget: what a regulariser moves grows with both, so fewer epochs need more of it."""
 NAMES = (*PUSH, "thinner")
+MEMORY_COST = 128.0
+"""Of `-memory`: multiply-adds in whose time a value is read or written."""
 THINNER_LR = 0.1
 
 
@@ -163,15 +166,16 @@ def backbone(options: Options) -> list[str]:
 
 def pruned(point: Point, dense: nn.Module, options: Options) -> dict[str, Any]:
     """Train with a regulariser, cut to the budget, compact and fine-tune."""
-    regulariser, _, variant = point.name.partition("-")
+    regulariser, *variants = point.name.split("-")
     strength = PUSH[point.name][BUDGETS.index(point.budget)] / options.stages[0]
-    sparse = options.root / f"{point.name.removesuffix('-8s')}-{strength:g}{of_seed(point)}"
-    groups = "--no-tied" if variant == "own" else "--tied"
+    groups, own = ("--no-tied", "-own") if "own" in variants else ("--tied", "")
+    sparse = options.root / f"{regulariser}{own}-{strength:g}{of_seed(point)}"
     arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
     training = run("deephoyer.train", sparse, options, point, [*arguments, "--epochs", str(options.stages[0])])
     target = round(point.budget * costs.macs(dense, options.image))
     arguments = ["--model", str(sparse / "model"), "--target-macs", str(target), "--compact"]
-    arguments += ["--round-to", "8" if variant == "8s" else "1"]
+    arguments += ["--round-to", "8" if "8s" in variants else "1"]
+    arguments += ["--memory-cost", str(MEMORY_COST)] if "memory" in variants else []
     folder = folder_of(point, options)
     tuning = run("deephoyer.prune", folder, options, point, [*arguments, "--epochs", str(options.stages[1])])
     return {"strength": strength, "training": training, "tuning": tuning} | size(folder / "model", options)

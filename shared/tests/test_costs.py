@@ -56,6 +56,9 @@ def test_macs_are_summed_over_the_batch_and_given_per_layer() -> None:
     assert costs.macs(model, images) == sum(expected.values())
     parameters = {cost.name: cost.parameters for cost in costs.layer_costs(model, images)}
     assert parameters == {"conv1": 78, "conv2": 380, "fc1": 42, "fc2": 80}
+    values = {cost.name: cost.values for cost in costs.layer_costs(model, images)}
+    # conv1 reads the image and writes 12 x 12, which are pooled to 6 x 6 for conv2, whose 2 x 2 are pooled to one.
+    assert values == {"conv1": 6 * (16**2 + 3 * 12**2), "conv2": 6 * (3 * 6**2 + 5 * 2**2), "fc1": 72, "fc2": 102}
     assert sum(parameters.values()) == costs.count_parameters(model)
 
 

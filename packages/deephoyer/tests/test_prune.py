@@ -12,7 +12,7 @@ from deephoyer import evaluate
 from deephoyer import prune as stage
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import cut, cut_as_asked, prune, thresholds
+from deephoyer.prune import cut, cut_as_asked, prune, scaled, unit_thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.sweep import Point, choose, sweep_strengths, sweep_thresholds
 from deephoyer.train import regularised_tensors, train
@@ -111,8 +111,8 @@ def test_std_rule_cuts_below_so_many_standard_deviations(trained: str) -> None:
         values = weight.detach().double()
         std = float(((values - values.mean()) ** 2).mean().sqrt())
         expected[name] = (weight.detach().abs() > 0.4 * std).sum()
-    config = PruneConfig(model=(trained,), threshold="std", sensitivity=0.4)
-    masks = cut(model, thresholds(model, config, DIGIT), "elementwise")
+    config = PruneConfig(model=(trained,), threshold="std")
+    masks = cut(model, scaled(unit_thresholds(model, config, DIGIT), 0.4), "elementwise")
     assert [int(mask.sum()) for _, mask in masks] == list(map(int, expected.values()))
     assert all(torch.equal(weight != 0, mask) for weight, mask in masks)
 
@@ -128,8 +128,8 @@ def test_group_rule_leaves_whole_rows_and_columns(trained: str) -> None:
 
 def test_macs_rule_spares_weights_in_proportion_to_how_seldom_they_are_used() -> None:
     model = models.create("lenet5", in_channels=1)
-    config = PruneConfig(model=("any",), threshold="macs", sensitivity=0.9)
-    found = thresholds(model, config, torch.zeros(1, 1, 28, 28))
+    config = PruneConfig(model=("any",), threshold="macs")
+    found = scaled(unit_thresholds(model, config, torch.zeros(1, 1, 28, 28)), 0.9)
     # A weight of conv1 is used at 24 x 24 places of an image, one of conv2 at 8 x 8, one of a linear layer once.
     expected = {"conv1.weight": 0.9, "conv2.weight": 0.9 * 64 / 576, "fc1.weight": 0.9 / 576, "fc2.weight": 0.9 / 576}
     assert found == pytest.approx(expected)
@@ -175,7 +175,8 @@ def test_zeros_stay_zero_under_every_optimizer(trained: str, tmp_path: Path, opt
     optim = OptimConfig(optimizer=optimizer, lr=1e-2, weight_decay=1e-3, batch_size=64, epochs=2)
     result = prune(pruning(trained, tmp_path / "run", optim=optim))
     model = weights.from_pretrained(trained)
-    masks = cut(model, thresholds(model, pruning(trained, tmp_path), DIGIT), "elementwise")
+    config = pruning(trained, tmp_path)
+    masks = cut(model, scaled(unit_thresholds(model, config, DIGIT), config.sensitivity), "elementwise")
     tuned = weights.from_pretrained(tmp_path / "run" / "model")
     for (before, mask), after in zip(masks, prunable(tuned).values(), strict=True):
         assert torch.all(after[~mask] == 0)

@@ -17,7 +17,7 @@ from deephoyer.curve import dry_run
 from deephoyer.evaluate import main as evaluate
 from deephoyer.method import group_mask, rms_threshold
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import cut, cut_as_asked, followers, prune, structure, thresholds
+from deephoyer.prune import cut, cut_as_asked, followers, prune, scaled, structure, unit_thresholds
 from deephoyer.report import prunable, sparsity
 from deephoyer.train import train
 from resless import costs, models, onnx, weights
@@ -166,7 +166,7 @@ def test_target_is_met_by_the_least_cut_that_does(trained: str, tmp_path: Path, 
 
     def left(sensitivity: float) -> int:
         trial = weights.from_pretrained(trained)
-        limits = thresholds(trial, replace(config, sensitivity=sensitivity), DIGIT)
+        limits = scaled(unit_thresholds(trial, config, DIGIT), sensitivity)
         cut(trial, limits, "group", structure(trial, DIGIT, "group"), round_to)
         return sparsity(trial, DIGIT, round_to).macs
 
@@ -194,6 +194,39 @@ def test_tied_widths_in_multiples_fill_the_target(target: str, tmp_path: Path) -
         assert all(module.out_channels % 8 == 0 for module in small.modules() if isinstance(module, nn.Conv2d))
         more.append(left - less)
     assert any(more)
+
+
+def test_memory_cost_weighs_squares_of_norms_by_the_time_that_a_multiply_add_takes() -> None:
+    model = models.create("resnet8", in_channels=1).eval()
+    config = PruneConfig(model=("any",), rule="tied", threshold="rms", memory_cost=100.0)
+    plain = unit_thresholds(model, replace(config, memory_cost=0.0), DIGIT)
+    found = unit_thresholds(model, config, DIGIT)
+    # Values read and written over multiply-adds, at each place of the output. A shortcut of stride 2 reads four places
+    # for one that it writes, and takes the longest.
+    times = {
+        "conv1": 1 + 100 * (1 + 16) / (9 * 1 * 16),
+        "layer1.0.conv2": 1 + 100 * (16 + 16) / (9 * 16 * 16),
+        "layer3.0.conv2": 1 + 100 * (64 + 64) / (9 * 64 * 64),
+        "layer2.0.shortcut.0": 1 + 100 * (4 * 16 + 32) / (16 * 32),
+        "linear": 1 + 100 * (64 + 10) / (64 * 10),
+    }
+    for name, time in times.items():
+        ratio = found[f"{name}.weight"] / plain[f"{name}.weight"]
+        assert ratio == pytest.approx((time / max(times.values())) ** 0.5), name
+
+
+def test_memory_cost_moves_the_cut_to_where_images_are_large(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.create("resnet8", in_channels=1).eval()
+    values = []
+    for memory_cost in (0.0, 128.0):
+        config = pruning("", tmp_path, rule="tied", target_macs=costs.macs(model, DIGIT) // 2, memory_cost=memory_cost)
+        trial = copy.deepcopy(model)
+        cut_as_asked(trial, config, DIGIT)
+        small = compact(trial, DIGIT)
+        assert costs.macs(small, DIGIT) <= config.target_macs
+        values.append(sum(cost.values for cost in costs.layer_costs(small, DIGIT)))
+    assert values[1] < values[0]
 
 
 def test_rms_rule_takes_the_mean_square_of_the_smaller_groups() -> None:
@@ -323,6 +356,11 @@ def test_missing_packages_of_the_export_are_named(tmp_path: Path, monkeypatch: p
     [
         ({"rule": "elementwise", "threshold": "rms"}, "--threshold is 'rms'"),
         ({"round_to": 0}, "--round-to is 0"),
+        ({"memory_cost": -1.0}, "--memory-cost is -1.0, but must be 0 or more, and finite"),
+        (
+            {"memory_cost": 128.0, "threshold": "fixed"},
+            "--memory-cost is 128.0, but must be left out, unless --threshold is rms",
+        ),
         ({"rule": "elementwise", "round_to": 8}, "unless --rule is group"),
         ({"recalibrate_bn": -1}, "--recalibrate-bn is -1"),
         ({"model": ("a", "b"), "dry_run": True}, "one network for a --dry-run"),

@@ -36,6 +36,8 @@ class LayerCost:
     """Weights and biases of the layer."""
     macs: int
     """Multiply-adds over all images and calls; 0 for a layer that did not run."""
+    values: int = 0
+    """Numbers in its inputs and outputs, likewise: what passes memory besides weights."""
 
 
 def layer_costs(model: nn.Module, *inputs: Any) -> list[LayerCost]:
@@ -50,6 +52,7 @@ def layer_costs(model: nn.Module, *inputs: Any) -> list[LayerCost]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
     expected: Counter[str] = Counter()
+    values: Counter[str] = Counter()
     executed: dict[str, Counter[Any]] = {name: Counter() for name in layers}
     operators, uncounted = FlopCounterMode(display=False), _UncountedOperators()
 
@@ -64,6 +67,7 @@ def layer_costs(model: nn.Module, *inputs: Any) -> list[LayerCost]:
 
         def leave(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             expected[name] += _macs_of(layer, output)
+            values[name] += sum(value.numel() for value in (*args, output))
             executed[name] += counts() - before.pop()
 
         return [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
@@ -89,7 +93,7 @@ def layer_costs(model: nn.Module, *inputs: Any) -> list[LayerCost]:
     for layer_counts in executed.values():
         outside -= layer_counts
     return [
-        *(LayerCost(name, count_parameters(layer), expected[name]) for name, layer in layers.items()),
+        *(LayerCost(name, count_parameters(layer), expected[name], values[name]) for name, layer in layers.items()),
         *(LayerCost(f"<{operator}>", 0, flops // 2) for operator, flops in outside.items()),
     ]
 

@@ -118,6 +118,10 @@ class PruneConfig:
     groups, a factor of the root mean square of each tensor's group norms: below 1 it empties no layer."""
     sensitivity: float = 0.5
     """Weights (or groups) up to this size are cut."""
+    memory_cost: float = 0.0
+    """With --threshold rms, how many multiply-adds take as long as it takes to move one number of a layer's inputs or
+    outputs; about 128 on processors. Above 0, narrow layers with large images lose more and others less, so that as
+    many multiply-adds take less time."""
     target_macs: int | None = None
     """Cut just so much that at most so many MACs an image are left, instead of by --sensitivity; with --sweep, take
     the most accurate of the points that need at most so many."""
@@ -160,6 +164,9 @@ class PruneConfig:
         by_group = self.rule != "elementwise"
         ruled = by_group or self.threshold != "rms"
         check(ruled, "--threshold", self.threshold, "std, fixed or macs, unless --rule is group or tied")
+        check(0 <= self.memory_cost < math.inf, "--memory-cost", self.memory_cost, "0 or more, and finite")
+        weighed = self.threshold == "rms" or not self.memory_cost
+        check(weighed, "--memory-cost", self.memory_cost, "left out, unless --threshold is rms")
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
         rounded = by_group or self.round_to == 1
         check(rounded, "--round-to", self.round_to, "left out, unless --rule is group or tied")

@@ -18,7 +18,7 @@ from deephoyer import loading
 from deephoyer.compact import compact, mac_counter
 from deephoyer.config import PruneConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import least_power_of_two, structure, trial_cuts
+from deephoyer.prune import least_power_of_two, structure, trial_cuts, unit_thresholds
 
 FINENESS = 2 ** (1 / 8)
 """Ratio of the sensitivities that are looked at where none are given,"""
@@ -46,7 +46,8 @@ def dry_run(config: PruneConfig) -> list[Point]:
     check_unfolded(model, "pruned")
     check_fit(model, data.train)
     held_out = data.held_out() if config.data.holdout else None
-    cut_at = trial_cuts(model, config, data.example, structure(model, data.example, config.rule))
+    units, known = unit_thresholds(model, config, data.example), structure(model, data.example, config.rule)
+    cut_at = trial_cuts(model, config, units, known)
     count = mac_counter(model, data.example, config.round_to)
 
     def macs_at(sensitivity: float) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -155,25 +155,44 @@ def cut_as_asked(
         EmptyLayer: see `cut`.
     """
     known, in_budget = structure(model, example, config.rule), budget(model, config, example)
-    sensitivity = config.sensitivity
+    sensitivity, units = config.sensitivity, unit_thresholds(model, config, example)
     if in_budget is not None:
-        sensitivity = least_sensitivity(in_budget, trial_cuts(model, config, example, known))
-    limits = thresholds(model, replace(config, sensitivity=sensitivity), example)
+        sensitivity = least_sensitivity(in_budget, trial_cuts(model, config, units, known))
+    limits = scaled(units, sensitivity)
     return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, in_budget)
 
 
-def thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
-    """The threshold of each tensor, from `--threshold` and `--sensitivity`; `example` is one image [1, C, H, W]."""
-    tensors, sensitivity = prunable(model), config.sensitivity
+def unit_thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
+    """The threshold of each tensor by `--threshold`, at a sensitivity of one; `example` is one image [1, C, H, W]."""
+    tensors = prunable(model)
     if config.threshold == "fixed":
-        return dict.fromkeys(tensors, sensitivity)
+        return dict.fromkeys(tensors, 1.0)
     if config.threshold == "std":
-        return {name: method.std_threshold(weight, sensitivity) for name, weight in tensors.items()}
+        return {name: method.std_threshold(weight, 1.0) for name, weight in tensors.items()}
     if config.threshold == "rms":
-        return {name: method.rms_threshold(weight, sensitivity) for name, weight in tensors.items()}
+        limits = {name: method.rms_threshold(weight, 1.0) for name, weight in tensors.items()}
+        return by_time(limits, model, example, config.memory_cost) if config.memory_cost else limits
     macs = costs.layer_macs(model, example)
     uses = {name: macs[name.removesuffix(".weight")] / weight.numel() for name, weight in tensors.items()}
-    return {name: sensitivity * use / max(uses.values()) for name, use in uses.items()}
+    return {name: use / max(uses.values()) for name, use in uses.items()}
+
+
+def by_time(limits: Mapping[str, float], model: nn.Module, example: Tensor, memory_cost: float) -> dict[str, float]:
+    """Thresholds lowered so that squares of norms are weighed by the time a multiply-add takes in their layers, with
+    what the layer moves; that of the layer where it takes longest stays."""
+    # Deviation: relative to their layers', the norms of a channel say what it is worth for the multiply-adds that it
+    # takes, but a multiply-add takes longer in a narrow layer with large images, which is bound by memory.
+    times = {
+        f"{cost.name}.weight": 1 + memory_cost * cost.values / cost.macs if cost.macs else 1.0
+        for cost in costs.layer_costs(model, example)
+    }
+    longest = max(times[name] for name in limits)
+    return {name: limit * (times[name] / longest) ** 0.5 for name, limit in limits.items()}
+
+
+def scaled(units: Mapping[str, float], sensitivity: float) -> dict[str, float]:
+    """Thresholds at a sensitivity, to which all are proportional."""
+    return {name: sensitivity * unit for name, unit in units.items()}
 
 
 def least_sensitivity(in_budget: Callable[[nn.Module], bool], cut_at: Callable[[float], nn.Module]) -> float:
@@ -211,13 +230,13 @@ def budget(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[
 
 
 def trial_cuts(
-    model: nn.Module, config: PruneConfig, example: Tensor, known: Structure
+    model: nn.Module, config: PruneConfig, units: Mapping[str, float], known: Structure
 ) -> Callable[[float], nn.Module]:
     """A function that gives a copy of the network, cut at a sensitivity. It raises EmptyLayer as `cut` does."""
 
     def cut_at(sensitivity: float) -> nn.Module:
-        trial, limits = copy.deepcopy(model), thresholds(model, replace(config, sensitivity=sensitivity), example)
-        cut(trial, limits, config.rule, known, config.round_to)
+        trial = copy.deepcopy(model)
+        cut(trial, scaled(units, sensitivity), config.rule, known, config.round_to)
         return trial
 
     return cut_at
