@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from _form import in_ms, layers, times
+from _form import in_ms, layers, spread, times
 from _results import FOLDER
 from resless import report
 
@@ -44,28 +45,41 @@ def deephoyer_speed(file: Mapping[str, Any]) -> str:
     return report.markdown(["network", "MACs", *(FORMS[precision] for precision in precisions)], rows)
 
 
+def deephoyer_peer(file: Mapping[str, Any]) -> str:
+    """One row a network and how it was cut: speed-ups over Torch-Pruning's, at as many MACs and the same rounding."""
+    cells: dict[str, dict[str, str]] = {}
+    for found in file["timings"]:
+        if "over_peer" in found:
+            row = cells.setdefault(f"{found['model']}, {found['network'].removeprefix('compacted, ')}", {})
+            row[found["precision"]] = times(found["over_peer"])
+    precisions = list(dict.fromkeys(precision for row in cells.values() for precision in row))
+    rows = [[name, *(row[precision] for precision in precisions)] for name, row in cells.items()]
+    return report.markdown(["speed-up over Torch-Pruning's", *(FORMS[precision] for precision in precisions)], rows)
+
+
 def faster(found: Mapping[str, Any]) -> str:
     """A speed-up with quartiles, and how much it is of what the MACs promise."""
     return f"{times(found['speedup'])}, {100 * found['share_of_ideal']:.0f} %"
 
 
 def deephoyer_cifar(file: Mapping[str, Any]) -> str:
-    """One row a network: what is left, what it can, how fast it is; the dense one first."""
+    """One row a network: what is left, what it can (mean and standard deviation over seeds), how fast that of the first
+    seed is; the dense one first."""
     timings = {(t["network"], t["precision"], t["batch_size"]): t for t in file["latency"]}
     timed = list(dict.fromkeys((precision, batch) for _, precision, batch in timings))
     dense = next(iter(timings.values()))
     start = [f"{timings[('dense', *how)]['median_ms']:.1f} ms" for how in timed]
-    rows = [["dense", "", f"{dense['macs'] / 1e6:.1f} M", f"{100 * file['dense']['top1']:.2f} %", *start]]
-    for run in file["networks"]:
-        cells = [faster(timings[(network_of(run), *how)]) for how in timed]
-        strength = f"{run['strength']:g}" if "strength" in run else ""
-        left = f"{100 * run['macs'] / dense['macs']:.1f} %"
-        rows.append([LABELS[run["name"]], strength, left, f"{100 * accuracy(run):.2f} %", *cells])
+    rows = [["dense", "", f"{dense['macs'] / 1e6:.1f} M", f"{100 * file['dense']['top1']:.2f} %", "", *start]]
+    for network, runs in by_network(file["networks"]).items():
+        first = runs[0]
+        cells = [faster(timings[(network, *how)]) for how in timed]
+        strength = f"{first['strength']:g}" if "strength" in first else ""
+        left = f"{100 * first['macs'] / dense['macs']:.1f} %"
+        top1 = spread([100 * accuracy(run) for run in runs], "{:.2f}")
+        rows.append([LABELS[first["name"]], strength, left, f"{top1} %", len(runs), *cells])
+    name = layers(file["networks"][0]["training"]["settings"]["model"])
     columns = [f"{FORMS[precision]}, batch {batch}" for precision, batch in timed]
-    return report.markdown(
-        [layers(file["networks"][0]["training"]["settings"]["model"]), "strength", "MACs", "test accuracy", *columns],
-        rows,
-    )
+    return report.markdown([name, "strength", "MACs", "test accuracy", "seeds", *columns], rows)
 
 
 def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
@@ -84,8 +98,8 @@ def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
     for axes, (label, costs) in zip(drawing.subplots(1, 3, sharey=True), panels.items(), strict=True):
         report.style(axes)
         for number, way in enumerate(dict.fromkeys(run["name"] for run in file["networks"])):
-            mine = [run for run in file["networks"] if run["name"] == way]
-            line = sorted((costs[network_of(run)], 100 * accuracy(run)) for run in mine)
+            mine = by_network(run for run in file["networks"] if run["name"] == way)
+            line = sorted((costs[name], 100 * statistics.mean(map(accuracy, runs))) for name, runs in mine.items())
             axes.plot(*zip(*line, strict=True), "o-", color=report.COLOURS[number], label=LABELS[way])
         axes.plot(costs["dense"], 100 * file["dense"]["top1"], "k*", markersize=10, label="dense")
         axes.set(xlabel=label)
@@ -94,9 +108,12 @@ def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
     report.save(drawing, FOLDER / f"{name}.png")
 
 
-def network_of(run: Mapping[str, Any]) -> str:
-    """The name under which a network was timed."""
-    return f"{run['name']} {run['budget']:g}"
+def by_network(runs: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of each network, one a seed, by the name under which that of the first seed was timed."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(f"{run['name']} {run['budget']:g}", []).append(run)
+    return found
 
 
 def accuracy(run: Mapping[str, Any]) -> float:

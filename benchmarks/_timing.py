@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ def against_the_first(
     repeats: int,
     warmup: int = 5,
     device: str = "cpu",
+    peers: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is."""
+    """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is.
+
+    Of a network that `peers` has another one for, the speed-up over that one too.
+    """
     for precision in precisions:
         known = precision.removesuffix("-folded") in ("fp32", "bf16")
         check(known, "--precisions", precision, "fp32 or bf16, each with -folded or without")
@@ -66,6 +71,8 @@ def against_the_first(
                         "environment": timing.environment,
                     }
                 )
+                if name in peers:
+                    found[-1]["over_peer"] = vars(latency.speedup(timings[peers[name]], timing))
     return found
 
 

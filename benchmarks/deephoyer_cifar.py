@@ -7,10 +7,11 @@
 The recipe `resnet20_short`, run as a user would run it: from the checkpoint, trained with a regulariser, cut to a
 budget, compacted, fine-tuned. Larger strengths go with smaller budgets; the regularisers see whole channels, those that
 end in `-own` the groups of each tensor by itself, as in the paper; `-8s` goes on from the same network, but cuts to
-widths in multiples of 8, `-memory` more where layers move much for what they compute. The thinner networks have the same share of every width, start from fresh weights and train
-for the epochs of both stages together. Each run is a process of its own; finished runs below `--runs` are not repeated,
-so that several processes can do some `--names` or `--seeds` each, and one more collect them; the networks of the first
-seed are timed. `--quick` is a try of everything on the embedded digits, which takes minutes and writes no result file.
+widths in multiples of 8, `-memory` more where layers move much for what they compute. The thinner networks have the
+same share of every width, start from fresh weights and train for the epochs of both stages together. Each run is a
+process of its own; finished runs below `--runs` are not repeated, so that several processes can do some `--names` or
+`--seeds` each, and one more collect them; the networks of the first seed are timed. `--quick` is a try of everything on
+the embedded digits, which takes minutes and writes no result file.
 """
 
 from __future__ import annotations

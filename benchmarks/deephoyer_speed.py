@@ -34,6 +34,9 @@ SPREAD = 0.7
 """Standard deviation of the logarithms of the factors that groups are scaled with."""
 ROUNDED = (1, 8, 16)
 """Widths are multiples of this."""
+PEER = "Torch-Pruning"
+MEMORY = ", memory counted"
+"""End of the names of rules that count what layers move, too."""
 STEPS = 200
 """Pruning ratios of Torch-Pruning that are tried, from none to all."""
 
@@ -50,6 +53,10 @@ class Options:
     """CIFAR images in a batch."""
     large_batch_size: int = 16
     """Images of 224 x 224 pixels in a batch."""
+    rules: tuple[Literal["tied", "tied, memory counted", "group"], ...] = ("tied", f"tied{MEMORY}", "group")
+    """Rules of `deephoyer-prune`."""
+    memory_cost: float = 128.0
+    """Multiply-adds in whose time a value is read or written."""
     precisions: tuple[str, ...] = (*PRECISIONS, *FOLDED)
     """fp32, and bf16 autocast with channels_last; `-folded`: batch norms folded into the convolutions before them, and
     channels_last."""
@@ -82,11 +89,15 @@ def measured(name: str, options: Options) -> list[dict[str, Any]]:
     dense = as_if_trained(name, example)
     budget = round(options.share * costs.macs(dense, example[:1]))
     others = dict(theirs(dense, example[:1], budget)) if options.peer else {}
-    budgets = {
-        round_to: costs.macs(others[round_to], example[:1]) if round_to in others else budget for round_to in ROUNDED
-    }
-    versions = {"dense": dense} | dict(ours(dense, example, budgets))
-    versions |= {label("Torch-Pruning", round_to): other for round_to, other in others.items()}
+    versions, peers = {"dense": dense}, {}
+    for round_to in ROUNDED:
+        other = others.get(round_to)
+        left = budget if other is None else costs.macs(other, example[:1])
+        mine = dict(ours(dense, example, left, round_to, options))
+        versions |= mine
+        if other is not None:
+            versions[label(PEER, round_to)] = other
+            peers |= dict.fromkeys(mine, label(PEER, round_to))
     batch_size = options.large_batch_size if large else options.batch_size
     rows = against_the_first(
         versions,
@@ -96,9 +107,12 @@ def measured(name: str, options: Options) -> list[dict[str, Any]]:
         repeats=options.repeats,
         warmup=options.warmup,
         device=options.device,
+        peers=peers,
     )
     for row in rows:
-        print(f"{name}, {row['network']}, {row['precision']}: {row['share_of_ideal']:.2f} of the ideal", flush=True)
+        against = f", {row['over_peer']['median']:.2f} x {PEER}'s" if "over_peer" in row else ""
+        share = f"{row['share_of_ideal']:.2f} of the ideal"
+        print(f"{name}, {row['network']}, {row['precision']}: {share}{against}", flush=True)
     return [{"model": name} | row for row in rows]
 
 
@@ -120,14 +134,22 @@ def as_if_trained(name: str, example: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
-def ours(dense: nn.Module, example: torch.Tensor, budgets: dict[int, int]) -> Iterator[tuple[str, nn.Module]]:
-    """Cut by both rules, each rounding to its own budget, and compacted."""
-    for rule in ("tied", "group"):
-        for round_to, budget in budgets.items():
-            config = PruneConfig(("dense",), rule=rule, threshold="rms", target_macs=budget, round_to=round_to)
-            pruned = copy.deepcopy(dense)
-            cut_as_asked(pruned, config, example[:1])
-            yield label(f"compacted, {rule}", round_to), compact(pruned, example, round_to)
+def ours(
+    dense: nn.Module, example: torch.Tensor, budget: int, round_to: int, options: Options
+) -> Iterator[tuple[str, nn.Module]]:
+    """Cut to a budget by all rules, and compacted."""
+    for rule in options.rules:
+        config = PruneConfig(
+            ("dense",),
+            rule=rule.removesuffix(MEMORY),
+            threshold="rms",
+            memory_cost=options.memory_cost if rule.endswith(MEMORY) else 0.0,
+            target_macs=budget,
+            round_to=round_to,
+        )
+        pruned = copy.deepcopy(dense)
+        cut_as_asked(pruned, config, example[:1])
+        yield label(f"compacted, {rule}", round_to), compact(pruned, example, round_to)
 
 
 def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[int, nn.Module]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _composition import composition
-from _deephoyer import deephoyer_cifar, deephoyer_speed, draw_deephoyer_cifar
+from _deephoyer import deephoyer_cifar, deephoyer_peer, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
 from _gallery import write_gallery
@@ -59,7 +59,7 @@ def main() -> None:
     if sweep := read("deephoyer-sweep"):
         draw_deephoyer_sweep(sweep)
     if measured := read("deephoyer-speed"):
-        tables["deephoyer-speed"] = deephoyer_speed(measured)
+        tables |= {"deephoyer-speed": deephoyer_speed(measured), "deephoyer-peer": deephoyer_peer(measured)}
     if measured := read("deephoyer-speed", lambda file: timed_in_bf16(file["timings"])):
         tables["deephoyer-speed-bf16"] = deephoyer_speed(measured)
     if measured := read("speed"):
