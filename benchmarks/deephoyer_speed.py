@@ -26,6 +26,7 @@ from _timing import FOLDED, PRECISIONS, against_the_first
 from deephoyer.channels import coupling
 from deephoyer.compact import compact
 from deephoyer.config import PruneConfig
+from deephoyer.plan import EmptyLayer
 from deephoyer.prune import cut_as_asked, prunable
 from resless import costs, models
 from torch import nn
@@ -137,7 +138,7 @@ def as_if_trained(name: str, example: torch.Tensor) -> nn.Module:
 def ours(
     dense: nn.Module, example: torch.Tensor, budget: int, round_to: int, options: Options
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Cut to a budget by all rules, and compacted."""
+    """Cut to a budget by all rules, and compacted; without what would leave nothing of a layer."""
     for rule in options.rules:
         config = PruneConfig(
             ("dense",),
@@ -147,9 +148,13 @@ def ours(
             target_macs=budget,
             round_to=round_to,
         )
-        pruned = copy.deepcopy(dense)
-        cut_as_asked(pruned, config, example[:1])
-        yield label(f"compacted, {rule}", round_to), compact(pruned, example, round_to)
+        pruned, name = copy.deepcopy(dense), label(f"compacted, {rule}", round_to)
+        try:
+            cut_as_asked(pruned, config, example[:1])
+        except EmptyLayer as error:
+            print(f"{name}, {budget:,} MACs: {error}", flush=True)
+            continue
+        yield name, compact(pruned, example, round_to)
 
 
 def theirs(dense: nn.Module, example: torch.Tensor, budget: int) -> Iterator[tuple[int, nn.Module]]:
