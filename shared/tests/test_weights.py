@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +174,100 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="must be finite JSON values"):
             weights.save_pretrained(small_lenet(), tmp_path / "model", metrics={"accuracy": value})
     assert list(tmp_path.iterdir()) == []
+
+
+def sha256_of(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_checksum_of_the_tensors_is_recorded_at_each_save(tmp_path: Path) -> None:
+    first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
+    weights.save_pretrained(trained_resnet(), first)
+    model = weights.from_pretrained(first)
+    weights.save_pretrained(model, again)
+    with torch.no_grad():
+        model.linear.bias[0] += 1
+    weights.save_pretrained(model, other)
+    for folder in (first, again, other):
+        assert weights.read_config(folder)["tensors_sha256"] == sha256_of(folder)
+    assert sha256_of(first) == sha256_of(again) != sha256_of(other)
+    weights.save_pretrained(model, first, overwrite=True)
+    assert weights.read_config(first)["tensors_sha256"] == sha256_of(first) == sha256_of(other)
+
+
+def readers(folder: Path) -> list[Callable[[], object]]:
+    """All ways to read the weights of a folder with a `small_lenet`."""
+    tensors = folder / "model.safetensors"
+    return [
+        lambda: weights.from_pretrained(folder),
+        lambda: weights.load(small_lenet(), folder),
+        lambda: weights.load(small_lenet(), tensors),
+        lambda: weights.read_checkpoint(folder),
+        lambda: weights.read_checkpoint(tensors),
+    ]
+
+
+@pytest.mark.parametrize("part", ["length", "header", "tensors"])
+def test_one_flipped_bit_of_the_weights_is_refused(part: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    weights.save_pretrained(small_lenet(), folder)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    # As safetensors defines it: the length of the header in 8 bytes, the header, the tensors.
+    start = 8 + int.from_bytes(whole[:8], "little")
+    places = {"length": range(8), "header": range(8, start), "tensors": range(start, len(whole))}[part]
+    chance = random.Random(part)
+    for at in [places[0], places[-1], *(chance.choice(places) for _ in range(20))]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        for read in readers(folder):
+            with pytest.raises(InputError, match=re.escape(str(path))) as error:
+                read()
+            assert "\n" not in str(error.value)
+            if part == "tensors":
+                assert "take a good copy of the folder or, if the weights were changed on purpose" in str(error.value)
+    path.write_bytes(whole)
+    for read in readers(folder):
+        read()
+
+
+def test_without_a_checksum_any_tensors_that_fit_are_loaded(tmp_path: Path) -> None:
+    folder, changed = tmp_path / "model", small_lenet()
+    weights.save_pretrained(changed, folder)
+    with torch.no_grad():
+        changed.fc1.weight += 1
+    save_file(changed.state_dict(), folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"does not match tensors_sha256 in config\.json beside it"):
+        weights.from_pretrained(folder)
+    edited(lambda config: config.pop("tensors_sha256"))(folder)
+    assert_equal_states(weights.from_pretrained(folder), changed)
+    own = (folder / "config.json").read_text()
+    for content in (own, '{"architectures": ["of another library"]}', "[]"):
+        (folder / "config.json").write_text(content)
+        for source in (folder, folder / "model.safetensors"):
+            loaded = small_lenet()
+            weights.load(loaded, source)
+            assert_equal_states(loaded, changed)
+
+
+def test_a_checksum_may_be_in_capitals(tmp_path: Path) -> None:
+    weights.save_pretrained(small_lenet(), tmp_path)
+    edited(lambda config: config.update(tensors_sha256=config["tensors_sha256"].upper()))(tmp_path)
+    for read in readers(tmp_path):
+        read()
+
+
+@pytest.mark.parametrize("entry", [None, 7, "", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", ["0" * 64]])
+def test_a_checksum_that_is_none_is_refused(entry: object, tmp_path: Path) -> None:
+    weights.save_pretrained(small_lenet(), tmp_path)
+    edited(lambda config: config.update(tensors_sha256=entry))(tmp_path)
+    expected = re.escape(
+        f"tensors_sha256 in {tmp_path / 'config.json'} is {entry!r}, but must be 64 hexadecimal digits"
+    )
+    for read in readers(tmp_path):
+        with pytest.raises(InputError, match=expected):
+            read()
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

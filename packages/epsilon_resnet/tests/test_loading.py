@@ -127,12 +127,20 @@ def test_a_checkpoint_of_another_network_is_refused(unfinished: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rank_0.pt", "state.pt"])
-def test_a_damaged_checkpoint_is_refused(name: str, unfinished: Path) -> None:
-    path = checkpoint.find(unfinished / "checkpoints")[0] / name
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=f"{name} is not a training state") as refused:
-        loading.trained(str(unfinished), 160)
-    assert "\n" not in str(refused.value)
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_checkpoint_is_refused_until_it_is_removed(damage: str, name: str, unfinished: Path) -> None:
+    last = checkpoint.find(unfinished / "checkpoints")[0]
+    content = bytearray((last / name).read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    (last / name).write_bytes(content if damage == "flipped" else content[:-1000])
+    sentence = f"checkpoint {last} is damaged: {name} does not match its checksum; remove it to take another one"
+    for step in (140, 160):
+        with pytest.raises(InputError) as refused:
+            loading.trained(str(unfinished), step)
+        assert str(refused.value) == sentence
+    shutil.rmtree(last)
+    assert isinstance(loading.trained(str(unfinished), 140)[0], EpsilonResNet)
 
 
 # --- what is no trained network

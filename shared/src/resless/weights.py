@@ -1,7 +1,8 @@
 """Model folders, and strict loading of checkpoints from elsewhere.
 
 A model folder holds `config.json` (what the network is), `model.safetensors` (its tensors) and `README.md` (a model
-card). `from_pretrained` rebuilds exactly that network or raises InputError. No file is unpickled into anything but
+card). `from_pretrained` rebuilds exactly that network or raises InputError. `tensors_sha256` in config.json tells
+damaged tensors from good ones; in a folder without it any that fit are taken. No file is unpickled into anything but
 tensors.
 """
 
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 
 from resless import costs, models
 from resless.errors import InputError, check
-from resless.files import sync
+from resless.files import sha256, sync
 from resless.models.options import MAX_IMAGE_SIZE
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+SHA256_FIELD = "tensors_sha256"
 MAX_CONFIG_BYTES = 16 * 2**20
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -92,7 +94,7 @@ def save_pretrained(
         "description": description,
     }
     try:
-        config_text = _json(config)
+        _json(config)  # before anything is written
     except (TypeError, ValueError) as error:
         raise InputError(f"preprocessing and metrics must be finite JSON values: {error}") from error
     # Clones: tensors that share memory (tied weights) are written once each, which safetensors asks for.
@@ -102,9 +104,10 @@ def save_pretrained(
     staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     staging.mkdir()
     try:
-        (staging / CONFIG_NAME).write_text(config_text + "\n", encoding="utf-8")
-        (staging / CARD_NAME).write_text(_model_card(folder.name, config), encoding="utf-8")
         save_file(tensors, staging / TENSORS_NAME, metadata={"format": "pt"})
+        config[SHA256_FIELD] = sha256(staging / TENSORS_NAME)
+        (staging / CONFIG_NAME).write_text(_json(config) + "\n", encoding="utf-8")
+        (staging / CARD_NAME).write_text(_model_card(folder.name, config), encoding="utf-8")
         # safetensors lets nobody else read it; the folder is for everybody whom the user's umask lets.
         (staging / TENSORS_NAME).chmod((staging / CONFIG_NAME).stat().st_mode)
         for path in staging.iterdir():
@@ -124,14 +127,15 @@ def check_holds(model: str, folder: str | Path) -> None:
 def from_pretrained(folder: str | Path) -> nn.Module:
     """The network of a model folder, in eval mode on the CPU.
 
-    Its config and the header of its tensor file are checked against each other before memory is allocated.
+    Its config and the header of its tensor file are checked against each other before memory is allocated, and the
+    SHA-256 of the file, if the config records it, before a tensor is used.
 
     Raises:
         InputError: naming the file, and the field, keys or shapes that are wrong.
     """
     folder = Path(folder)
-    model_fields = read_config(folder)["model"]
-    spec = models.Spec(**model_fields)
+    config = read_config(folder)
+    spec = models.Spec(**config["model"])
     try:
         expected = _blank(spec)
     except InputError as error:
@@ -141,7 +145,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     _check_match(expected, _safetensors_signature(path), str(path))
     with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
         model = models.build(spec)
-    _fill(model, _load_safetensors(path))
+    _fill(model, _load_safetensors(path, config.get(SHA256_FIELD)))
     return model.eval()
 
 
@@ -157,7 +161,8 @@ def preprocessing_of(source: str | None) -> dict[str, Any]:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of a model folder's config.json.
 
-    Keys: format_version; model (name, num_classes, in_channels, options); preprocessing; metrics; costs; description.
+    Keys: format_version; model (name, num_classes, in_channels, options); preprocessing; metrics; costs; description;
+    tensors_sha256, which older folders and those written by hand may lack.
 
     Raises:
         InputError: the folder or file is missing, not JSON, of another version, or a field is unknown, missing or of
@@ -171,17 +176,34 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder} is a run folder: give the model folder in it, {folder / 'model'}")
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder: it has no {CONFIG_NAME}")
-    check(path.stat().st_size <= MAX_CONFIG_BYTES, f"the size of {path}", path.stat().st_size, "16 MiB at most")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    _check_fields(config, _CONFIG_FIELDS, str(path))
+    config = _read_json(path)
+    _check_fields(config, _CONFIG_FIELDS, str(path), optional=(SHA256_FIELD,))
     version = config["format_version"]
     check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
     _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
     _check_image_shape(config["costs"].get("image_shape"), config["model"]["in_channels"], path)
+    _check_sha256(config, path)
     return config
+
+
+def _read_json(path: Path) -> Any:
+    check(path.stat().st_size <= MAX_CONFIG_BYTES, f"the size of {path}", path.stat().st_size, "16 MiB at most")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def _recorded_sha256(path: Path) -> str | None:
+    """What a model folder's config.json records of its tensor file; None where it does not, and of any other file."""
+    config_path = path.with_name(CONFIG_NAME)
+    if path.name != TENSORS_NAME or not config_path.is_file():
+        return None
+    config = _read_json(config_path)
+    if not isinstance(config, dict):  # nor are other fields checked: other libraries write files of these names
+        return None
+    _check_sha256(config, config_path)
+    return config.get(SHA256_FIELD)
 
 
 # --- checkpoints from elsewhere --------------------------------------------------------------------------------------
@@ -211,14 +233,15 @@ def read_checkpoint(path: str | Path) -> Any:
     """The content of a checkpoint file or model folder: tensors, in dicts and lists with plain values.
 
     Raises:
-        InputError: a missing or damaged file, a pickle that holds anything else.
+        InputError: a missing or damaged file, a pickle that holds anything else, tensors other than those whose SHA-256
+            the model folder records.
     """
     path = Path(path)
     if path.is_dir():
         path = path / TENSORS_NAME
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    return _load_safetensors(path, _recorded_sha256(path)) if path.suffix == ".safetensors" else _load_torch(path)
 
 
 def load_state(
@@ -269,8 +292,13 @@ def _load_torch(path: Path) -> Any:
         ) from error
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _load_safetensors(path: Path, recorded_sha256: str | None) -> dict[str, Tensor]:
     try:
+        if recorded_sha256 is not None and sha256(path) != recorded_sha256.lower():
+            raise InputError(
+                f"{path} is damaged or was changed, for it does not match {SHA256_FIELD} in {CONFIG_NAME} beside it: "
+                "take a good copy of the folder or, if the weights were changed on purpose, remove that entry"
+            )
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
@@ -360,14 +388,15 @@ def _listed(items: Iterable[str], limit: int = 6) -> str:
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def _check_fields(value: Any, fields: Mapping[str, type], source: str) -> None:
-    """Raise InputError unless `value` is a dict with exactly these fields of these types."""
+def _check_fields(value: Any, fields: Mapping[str, type], source: str, optional: Iterable[str] = ()) -> None:
+    """Raise InputError unless `value` is a dict with exactly these fields of these types, and maybe `optional` ones."""
+    known = [*fields, *optional]
     if not isinstance(value, dict):
         raise InputError(f"{source} holds a {type(value).__name__}, but must hold an object")
     if missing := fields.keys() - value.keys():
         raise InputError(f"{source} lacks {_listed(sorted(missing))}")
-    if unknown := value.keys() - fields.keys():
-        raise InputError(f"{source} has the unknown field {_listed(sorted(unknown))}: known are {', '.join(fields)}")
+    if unknown := value.keys() - set(known):
+        raise InputError(f"{source} has the unknown field {_listed(sorted(unknown))}: known are {', '.join(known)}")
     for name, kind in fields.items():
         # type() rather than isinstance(): true is no number here.
         check(type(value[name]) is kind, f"{name} in {source}", value[name], f"of type {kind.__name__}")
@@ -378,6 +407,13 @@ def _check_image_shape(shape: Any, in_channels: int, path: Path) -> None:
     sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
     fits = shape is None or (sizes and len(shape) == 3 and shape[0] == in_channels)
     check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
+
+
+def _check_sha256(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError unless the SHA-256 of the tensor file is left out, or can be one."""
+    recorded = config.get(SHA256_FIELD, "0" * 64)
+    possible = isinstance(recorded, str) and re.fullmatch("[0-9a-fA-F]{64}", recorded) is not None
+    check(possible, f"{SHA256_FIELD} in {path}", recorded, "64 hexadecimal digits, or be left out")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def _checkpoints(run: Path) -> dict[int, Path]:
     """The checkpoints of a run by their step."""
     found = {}
     for folder in reversed(checkpoint.find(run / "checkpoints")):
+        if wrong := checkpoint.damage(folder):
+            raise InputError(f"checkpoint {folder} is damaged: {wrong}; remove it to take another one")
         _, own = checkpoint.load(folder, rank=0)
         if "blocks" not in own["extra"]:
             raise InputError(f"{run} is no run of epsilon-resnet-train")
