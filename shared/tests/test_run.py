@@ -280,6 +280,24 @@ def test_a_process_that_is_killed_stops_the_other_with_a_sentence(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_the_sentence_is_out_before_a_launcher_can_end_the_survivor(tmp_path):
+    release = Run._release_signals
+
+    def released(self: Run) -> None:
+        release(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def task() -> None:
+        if os.environ["RANK"] == "1":
+            at_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        Run._release_signals = released
+        cli.main(lambda: train(config_in(LENET, tmp_path / "broken")))
+
+    survivor, _ = forked(task, 2)
+    assert survivor.code == -signal.SIGTERM, survivor.printed
+    assert "error: [process 0] another process of this run ended at epoch 1, step " in survivor.printed
+
+
 def test_ctrl_c_twice_does_not_wait_but_sigterm_twice_still_saves(tmp_path):
     def twice(number: int, folder: Path) -> Callable[[], None]:
         def task() -> None:

@@ -248,19 +248,22 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_progress()
+        lost = error is not None and self.accelerator.num_processes > 1 and lost_a_process(error)
+        if lost:
+            where = f"epoch {self.epoch + 1}, step {self.step}"
+            print(
+                f"error: [process {self.accelerator.process_index}] another process of this run ended at {where}: "
+                "its own message, or the launcher's, says why; start all of them again with --resume auto",
+                file=sys.stderr,
+                flush=True,
+            )
+        # Not before: once a process has died, torchrun ends the others by SIGTERM.
         self._release_signals()
         if self._lock is not None:
             self._lock.close()
         if self.settings.trackers and kind is None:
             self.accelerator.end_training()
-        if error is not None and self.accelerator.num_processes > 1 and lost_a_process(error):
-            where = f"epoch {self.epoch + 1}, step {self.step}"
-            print(
-                f"error: [process {self.accelerator.process_index}] another process of this run ended at {where}: "
-                "its own message says why; start all of them again with --resume auto",
-                file=sys.stderr,
-                flush=True,
-            )
+        if lost:
             raise SystemExit(1) from None
 
     # -- folder and records
