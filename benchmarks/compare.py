@@ -5,8 +5,8 @@
         --mixed-precision auto --channels-last
 
 Each step is a command that a user could type, and is printed before it runs. Finished steps below `--runs` are not
-repeated, and one that was interrupted goes on where it was. DeepHoyer and BlockDrop start from the dense network, ADN
-and ε-ResNet from fresh weights, with networks of the same depth.
+repeated, and one that was interrupted goes on where it was; `seconds.json` there says how long each took. DeepHoyer and
+BlockDrop start from the dense network, ADN and ε-ResNet from fresh weights, with networks of the same depth.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 from resless import cli, weights
+from resless.config import DataConfig, RunConfig
 from resless.errors import check
 from resless.files import write_text
 
@@ -47,7 +51,7 @@ class Options:
     """Pixels by which training images are moved at most."""
     flip: bool = False
     """Flip training images at random."""
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
     """no, bf16, or auto: bf16 where the processor has units for it."""
     channels_last: bool = False
     """Layout of images and weights."""
@@ -57,6 +61,12 @@ class Options:
     """Turns that each network gets when they are timed."""
 
     def __post_init__(self) -> None:
+        # Here already: what only a later command refuses would have taken the folder, and minutes.
+        DataConfig(dataset=self.dataset, data_dir=self.data_dir, image_size=self.image_size, pad=self.pad)
+        RunConfig(seed=self.seed)
+        epochs = self.epochs
+        check(epochs is None or epochs > 0, "--epochs", epochs, "1 or more, or left out for those of the recipes")
+        check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
         check(0 < self.share < 1, "--share", self.share, "above 0 and below 1")
         depth = self.model.removeprefix("resnet")
         fits = depth.isdigit() and int(depth) % 6 == 2 and int(depth) > 8
@@ -77,30 +87,67 @@ class Options:
 class Step:
     """One command, and the file that is there once it is done."""
 
-    command: tuple[str, ...]
+    name: str
+    given: tuple[str, ...]
+    """The command, but for what is not known yet."""
     done: Path
+    later: Callable[[], tuple[str, ...]] = tuple
+    """Its last arguments, which depend on what earlier steps made."""
+    again: bool = False
+    """Take the step even if it is done."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What to run; only once the earlier steps are done."""
+        return (*self.given, *self.later())
 
 
 def main(options: Options) -> None:
     """Take all steps that are left, then measure."""
     claim(options)
-    take(steps(options))
-    measure(networks(options), options)
+    take([*steps(options), measure(networks, options)], options.root)
+    total = json.loads((options.root / "seconds.json").read_text(encoding="utf-8"))["total"]
+    print(f"all steps together took {total:,.0f} s")
 
 
-def take(wanted: Iterable[Step]) -> None:
-    """Run the commands of all steps that are not done."""
-    for step in wanted:
-        if not step.done.exists():
+def take(wanted: Iterable[Step], root: Path) -> None:
+    """Run the commands of all steps that are not done, and note in `root` how long they take."""
+    wanted = list(wanted)
+    for number, step in enumerate(wanted, 1):
+        title = f"step {number} of {len(wanted)}, {step.name}"
+        if step.done.exists() and not step.again:
+            print(f"{title}: done before", flush=True)
+            continue
+        print(f"\n{title}\n$ {shlex.join(step.command)}", flush=True)
+        with timed(step, root / "seconds.json"):
             call(step.command)
 
 
-def measure(folders: Mapping[str, Path], options: Options) -> None:
-    """Compare model folders, and write `comparison.json` and `comparison.png` beside them."""
-    written = ["--output", str(options.root / "comparison.json"), "--picture", str(options.root / "comparison.png")]
-    precision = ["--mixed-precision", options.mixed_precision, *(["--channels-last"] if options.channels_last else [])]
-    named = [f"{name}={folder}" for name, folder in folders.items()]
-    call(("resless-compare", *named, *images(options), *precision, "--repeats", str(options.repeats), *written))
+@contextmanager
+def timed(step: Step, note: Path) -> Iterator[None]:
+    """Add the seconds that a step takes to those of its interrupted starts; only those of a kill stay unknown."""
+    steps = json.loads(note.read_text(encoding="utf-8"))["steps"] if note.exists() else {}
+    before = 0.0 if step.done.exists() else steps.get(step.name, 0.0)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        steps[step.name] = round(before + time.perf_counter() - start, 1)
+        seconds = {"total": round(sum(steps.values()), 1), "steps": steps}
+        write_text(note, json.dumps(seconds, indent=1) + "\n")
+
+
+def measure(folders: Callable[[Any], Mapping[str, Path]], options: Options) -> Step:
+    """Compare model folders, and write `comparison.json` and `comparison.png` beside them; anew at every start."""
+    output = options.root / "comparison.json"
+    written = ("--output", str(output), "--picture", str(output.with_suffix(".png")))
+    precision = ("--mixed-precision", options.mixed_precision, *(["--channels-last"] if options.channels_last else []))
+    command = ("resless-compare", *images(options), *precision, "--repeats", str(options.repeats), *written)
+
+    def named() -> tuple[str, ...]:
+        return tuple(f"{name}={folder}" for name, folder in folders(options).items())
+
+    return Step("comparison", command, output, named, again=True)
 
 
 def claim(options: Options) -> None:
@@ -125,11 +172,13 @@ def claim(options: Options) -> None:
 def networks(options: Options) -> dict[str, Path]:
     """What is compared: name -> model folder."""
     root = options.root
+    compressed = {"ε-ResNet, compressed": root / "epsilon" / "compressed"}
+    untouched = {"ε-ResNet, nothing discarded": root / "epsilon" / "model"}
     return {
         f"dense {options.model}": root / "dense" / "model",
         "DeepHoyer, compacted": root / "small",
         "BlockDrop": root / "blockdrop" / "model",
-        "ε-ResNet, compressed": root / "epsilon" / "compressed",
+        **(compressed if (root / "epsilon" / "compressed").exists() else untouched),
         "ADN, nothing skipped": root / "adn-super",
         "ADN, everything skipped": root / "adn-base",
     }
@@ -146,28 +195,32 @@ def steps(options: Options) -> Iterator[Step]:
 
 def deephoyer(start: str, folder: str, options: Options) -> Iterator[Step]:
     """Make the network of a model folder smaller, by the share that is asked for."""
-    root, macs = options.root, weights.read_config(options.root / start)["costs"]["macs_per_image"]
-    recipe = ("--recipe", "smoke_resnet")
+    root, recipe = options.root, ("--recipe", "smoke_resnet")
+
+    def target() -> tuple[str, ...]:
+        macs = weights.read_config(root / start)["costs"]["macs_per_image"]
+        return ("--target-macs", str(round(options.share * macs)))
+
     given = ("--model", options.model, "--pretrained", str(root / start))
     yield run(options, f"{folder}-sparse", "deephoyer-train", *recipe, *given)
-    cut = ("--model", str(root / f"{folder}-sparse" / "model"), "--target-macs", str(round(options.share * macs)))
-    yield run(options, f"{folder}-pruned", "deephoyer-prune", *recipe, *cut)
+    sparse = ("--model", str(root / f"{folder}-sparse" / "model"))
+    yield run(options, f"{folder}-pruned", "deephoyer-prune", *recipe, *sparse, later=target)
     pruned = ("--model", str(root / f"{folder}-pruned" / "model"))
     yield make(options, folder, "deephoyer-compact", *pruned, "--output", str(root / folder), "--repeats", "0")
 
 
 def blockdrop(start: str, folder: str, options: Options) -> Iterator[Step]:
     """Teach a policy which blocks of the network of a model folder each image needs."""
-    recipe, backbone = ("--recipe", "smoke"), ("--model", options.model, "--backbone", str(options.root / start))
-    yield run(options, f"{folder}-policy", "blockdrop-train", *recipe, *backbone)
+    recipe = ("--recipe", "smoke", "--model", options.model)
+    yield run(options, f"{folder}-policy", "blockdrop-train", *recipe, "--backbone", str(options.root / start))
     policy = ("--pretrained", str(options.root / f"{folder}-policy" / "model"))
     yield run(options, folder, "blockdrop-finetune", *recipe, *policy)
 
 
 def epsilon(options: Options) -> Iterator[Step]:
-    """Train a network that discards blocks, and leave them out."""
+    """Train a network that discards blocks, and leave them out; after few epochs there may be none, or not for good."""
     yield run(options, "epsilon", "epsilon-resnet-train", "--recipe", "smoke", "--n", str(options.blocks))
-    trained = ("--model", str(options.root / "epsilon"), "--repeats", "0")
+    trained = ("--model", str(options.root / "epsilon"), "--allow-none", "--force", *images(options), "--repeats", "0")
     yield make(options, "epsilon/compressed", "epsilon-resnet-compress", *trained)
 
 
@@ -180,39 +233,43 @@ def adn(options: Options) -> Iterator[Step]:
         yield make(options, folder, "adn-extract", *adaptive, *skip)
 
 
-def run(options: Options, folder: str, *command: str) -> Step:
+def run(options: Options, folder: str, *command: str, later: Callable[[], tuple[str, ...]] = tuple) -> Step:
     """A training."""
     place = ("--run-dir", str(options.root / folder), "--resume", "auto")
-    return Step((*command, *place, *training(options)), options.root / folder / "result.json")
+    return Step(folder, (*command, *place, *training(options)), options.root / folder / "result.json", later)
 
 
 def make(options: Options, folder: str, *command: str) -> Step:
     """A command that writes a model folder."""
-    return Step(command, options.root / folder / weights.CONFIG_NAME)
+    return Step(folder, command, options.root / folder / weights.CONFIG_NAME)
 
 
 def images(options: Options) -> list[str]:
     """Arguments that name the images."""
     given = ["--dataset", options.dataset]
-    given += ["--data-dir", options.data_dir] if options.data_dir else []
-    return given + (["--image-size", str(options.image_size)] if options.image_size else [])
+    given += [] if options.data_dir is None else ["--data-dir", options.data_dir]
+    return given + ([] if options.image_size is None else ["--image-size", str(options.image_size)])
 
 
 def training(options: Options) -> list[str]:
     """Arguments of every training."""
     given = [*images(options), "--pad", str(options.pad), "--flip" if options.flip else "--no-flip"]
     given += ["--seed", str(options.seed)]
-    given += ["--epochs", str(options.epochs)] if options.epochs else []
+    given += [] if options.epochs is None else ["--epochs", str(options.epochs)]
     given += ["--mixed-precision", options.mixed_precision]
     return [*given, "--channels-last" if options.channels_last else "--no-channels-last"]
 
 
 def call(command: tuple[str, ...]) -> None:
-    """Print a command and run it; stop with its exit code where it fails."""
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    finished = subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=False)
-    if finished.returncode:
-        raise SystemExit(finished.returncode)
+    """Run a command; stop with its exit code where it fails."""
+    with subprocess.Popen([str(Path(sys.executable).with_name(command[0])), *command[1:]]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # which the command got too: it saves before it ends
+            process.wait()
+            raise
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(options: Options) -> None:
     runs = [of_seed(seed, options.comparison) for seed in options.seeds]
     for one in runs:
         claim(one)
-        take(steps(one))
+        take(steps(one), one.root)
     if options.collect:
         found = [{"seed": one.seed, **measured(one)} for one in runs]
         kept_out = ("seed", "runs", "data_dir")
@@ -86,7 +86,7 @@ def networks(options: Comparison) -> dict[str, Path]:
 
 def measured(options: Comparison) -> dict[str, Any]:
     """What `resless-compare` found, and where and from which commit the networks were trained."""
-    measure(networks(options), options)
+    take([measure(networks, options)], options.root)
     found, training = read_json(options.root / "comparison.json"), read_json(options.root / "dense" / "env.json")
     return {"networks": found["networks"], "environment": found["environment"], "training": training["starts"]}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,38 @@ def test_few_images_are_repeated() -> None:
         assert compare._first(count, [(last, torch.zeros(3))]).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_one_table_has_a_row_a_network_and_fits_a_terminal(
+    measured: list[compare.Measured], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [replace(one, name=f"{one.name}, everything skipped") for one in measured]
+    compare.show(named)
+    title, _, columns, _, *rows, _ = capsys.readouterr().out.splitlines()
+    assert title == "360 test images; speed-ups over long, everything skipped; times with quartiles"
+    assert [column.strip() for column in columns.strip("┃").split("┃")] == [
+        *("network", "top-1 %", "MACs", "parameters", "file, kB"),
+        *("batch 1, ms", "speed-up", "batch 400, ms", "speed-up", "by MACs"),
+    ]
+    assert len(rows) == len(named)
+    for row, one in zip(rows, named, strict=True):
+        assert len(row) <= 160
+        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        known = [one.name, f"{100 * one.accuracy.top1:.2f}", f"{round(one.macs):,}", f"{one.parameters:,}"]
+        assert cells[:5] == [*known, f"{round(one.file_bytes / 1000):,}"]
+        for cell, faster, time in ((*cells[5:7], one.latencies[1]), (*cells[7:9], one.latencies[400])):
+            shown = [float(number.replace(",", "")) for number in re.findall(r"[\d.,]+", cell)]
+            assert shown == pytest.approx([time.median_ms, time.q25_ms, time.q75_ms], rel=0.006)
+            assert faster == f"{time.speedup.median:.2f}"
+        assert cells[9] == f"{measured[0].macs / one.macs:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [(0.01234, "0.0123"), (0.5, "0.500"), (1.0, "1.00"), (26.75, "26.8"), (612.31, "612"), (12345.6, "12,346")],
+)
+def test_times_have_three_digits(milliseconds: float, shown: str) -> None:
+    assert compare._digits(milliseconds) == shown
+
+
 def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: Path) -> None:
     named = [f"long={folders['resnet14']}", str(folders["resnet8"])]
     command = [sys.executable, "-m", "resless.compare", *named, "--batch-sizes", "1", "2", "--repeats", "2"]
@@ -115,7 +149,14 @@ def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: P
     done = subprocess.run(
         [*command, *written], cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
     )
-    assert "speed-ups over long" in done.stdout
+    assert done.stdout.count("speed-ups over long") == 1
+    said = done.stdout.splitlines()
+    assert said[:4] == [
+        "network 1 of 2, long: evaluating",
+        "network 2 of 2, resnet8: evaluating",
+        "timing all of them in turns, 2 times: batch 1",
+        "timing all of them in turns, 2 times: batch 2",
+    ]
     found = json.loads((tmp_path / "found.json").read_text())
     assert [network["name"] for network in found["networks"]] == ["long", "resnet8"]
     assert found["networks"][1]["latencies"]["2"]["ideal_speedup"] > 1

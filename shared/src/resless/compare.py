@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -68,6 +69,7 @@ def compare(
     repeats: int = 30,
     mixed_precision: str = "no",
     channels_last: bool = False,
+    say: Callable[[str], object] = lambda _: None,
 ) -> list[Measured]:
     """Evaluate networks on the test images, then time them in turns, each on the same real images.
 
@@ -81,6 +83,7 @@ def compare(
         repeats: turns that each network gets.
         mixed_precision: no, bf16, fp16 or auto.
         channels_last: layout of images and convolution weights.
+        say: is told what is being done.
 
     Raises:
         InputError: a folder that cannot be read, or images that do not fit its network.
@@ -89,7 +92,9 @@ def compare(
     check(accelerator.num_processes == 1, "the number of processes", accelerator.num_processes, "1 for a comparison")
     shards = Shards.of(accelerator, channels_last)
 
-    def loaded(folder: str | Path) -> _Loaded:
+    def loaded(number: int, name: str) -> _Loaded:
+        say(f"network {number} of {len(folders)}, {name}: evaluating")
+        folder = folders[name]
         pipeline = Pipeline(data, 0, shards, weights.read_config(folder)["preprocessing"])
         net = weights.from_pretrained(folder)
         check_fit(net, pipeline.test)
@@ -100,10 +105,11 @@ def compare(
         net = net.to(memory_format=torch.channels_last) if channels_last else net
         return _Loaded(net, evaluate(net, batches, accelerator), images, macs)
 
-    networks = {name: loaded(folder) for name, folder in folders.items()}
+    networks = {name: loaded(number, name) for number, name in enumerate(folders, 1)}
     first = next(iter(networks))
     timings = {}
     for size in batch_sizes:
+        say(f"timing all of them in turns, {repeats} times: batch {size}")
         with accelerator.autocast():
             forwards = {name: partial(_on_own, each.net, each.images[:size]) for name, each in networks.items()}
             timings[size] = latency.compare(forwards, networks[first].images[:size], repeats=repeats)
@@ -147,27 +153,25 @@ def _latency(baseline: latency.Timing, timing: latency.Timing, ideal: float) -> 
 
 
 def show(measured: Sequence[Measured]) -> None:
-    """Print accuracy and cost, then a table a batch size: a network a row."""
-    rows = [
-        [
-            network.name,
-            f"{100 * network.accuracy.top1:.2f}",
-            f"{network.macs:,.0f}",
-            f"{network.parameters:,}",
-            f"{network.file_bytes:,}",
-        ]
-        for network in measured
-    ]
-    title = f"{measured[0].accuracy.images:,} test images"
-    report.table(title, ["network", "top-1 %", "MACs", "parameters", "file, bytes"], rows)
-    for size in measured[0].latencies:
-        rows = []
-        for network in measured:
+    """Print one table, a network a row; the speed-ups by MACs are those of the largest batch, whose MACs are shown."""
+    sizes = list(measured[0].latencies)
+    rows = []
+    for network in measured:
+        row = [network.name, f"{100 * network.accuracy.top1:.2f}", f"{network.macs:,.0f}", f"{network.parameters:,}"]
+        row.append(f"{network.file_bytes / 1000:,.0f}")
+        for size in sizes:
             time = network.latencies[size]
-            faster = f"{time.speedup.median:.2f} ({time.speedup.q25:.2f}-{time.speedup.q75:.2f})"
-            rows.append([network.name, f"{time.median_ms:.2f}", faster, f"{time.ideal_speedup:.2f}"])
-        title = f"batch {size}, speed-ups over {measured[0].name}"
-        report.table(title, ["network", "ms", "speed-up (quartiles)", "by MACs"], rows)
+            spread = f"{_digits(time.q25_ms)}-{_digits(time.q75_ms)}"
+            row += [f"{_digits(time.median_ms)} ({spread})", f"{time.speedup.median:.2f}"]
+        rows.append([*row, f"{network.latencies[max(sizes)].ideal_speedup:.2f}"])
+    timed = [column for size in sizes for column in (f"batch {size}, ms", "speed-up")]
+    title = f"{measured[0].accuracy.images:,} test images; speed-ups over {measured[0].name}; times with quartiles"
+    report.table(title, ["network", "top-1 %", "MACs", "parameters", "file, kB", *timed, "by MACs"], rows)
+
+
+def _digits(milliseconds: float) -> str:
+    """With three digits, or as many as are before the point."""
+    return f"{milliseconds:,.{max(0, 2 - math.floor(math.log10(milliseconds)))}f}"
 
 
 def draw(measured: Sequence[Measured], path: Path) -> None:
@@ -194,7 +198,7 @@ def draw(measured: Sequence[Measured], path: Path) -> None:
 
 
 def main(config: CompareConfig) -> list[Measured]:
-    """What `resless-compare` does: print the table; write numbers and picture where that is asked for."""
+    """What `resless-compare` does: print one table; write numbers and picture where that is asked for."""
     measured = compare(
         config.folders,
         config.data,
@@ -202,6 +206,7 @@ def main(config: CompareConfig) -> list[Measured]:
         repeats=config.repeats,
         mixed_precision=config.mixed_precision,
         channels_last=config.channels_last,
+        say=partial(print, flush=True),
     )
     show(measured)
     if config.output is not None:
