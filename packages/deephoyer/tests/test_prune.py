@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deephoyer import evaluate
+from deephoyer import cli, evaluate
 from deephoyer import prune as stage
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.plan import EmptyLayer
@@ -20,7 +20,13 @@ from resless import models, weights
 from resless.config import DataConfig, OptimConfig, RunConfig
 from resless.config import TrainConfig as DenseConfig
 from resless.errors import InputError
-from resless.testing import assert_every_parameter_gets_gradient, assert_same_run, assert_same_weights, metrics
+from resless.testing import (
+    assert_every_parameter_gets_gradient,
+    assert_same_run,
+    assert_same_weights,
+    metrics,
+    succeeded,
+)
 from resless.train import train as train_dense
 
 DIGIT = torch.zeros(1, 1, 8, 8)
@@ -168,6 +174,21 @@ def test_a_threshold_that_empties_a_layer_is_refused_and_nothing_is_cut(trained:
 
 
 # -- fine-tuning
+
+
+def test_two_processes_prune_and_evaluate_as_one(trained: str, tmp_path: Path) -> None:
+    given = ["--model", trained, "--sensitivity", "0.3", "--optimizer", "sgd", "--lr", "0.01", "--epochs", "2"]
+    for name, processes in (("one", 1), ("two", 2)):
+        succeeded(cli.prune, *given, "--run-dir", name, cwd=tmp_path, processes=processes)
+        evaluating = ["--model", "one/model", "--output", f"{name}.json"]
+        succeeded(cli.evaluate, *evaluating, cwd=tmp_path, processes=processes)
+    one, two = (prunable(weights.from_pretrained(tmp_path / name / "model")) for name in ("one", "two"))
+    for name, weight in one.items():
+        assert torch.equal(weight == 0, two[name] == 0), name
+        torch.testing.assert_close(weight, two[name], atol=1e-5, rtol=1e-4)
+    alone, together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert alone.pop("loss") == pytest.approx(together.pop("loss"), rel=1e-6)
+    assert alone == together
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from itertools import pairwise
 from pathlib import Path
 
@@ -287,6 +288,61 @@ def test_a_smaller_network_is_trained_and_pruned_again(trained: str, tmp_path: P
     assert report.macs == report.dense_macs
     with pytest.raises(InputError, match=r"--model is resnet20, but .*small holds a shrunk made of a resnet8"):
         train(TrainConfig("resnet20", small, run=RunConfig(run_dir=str(tmp_path / "never"))))
+
+
+class Gated(nn.Module):
+    """A network with an operation that compaction does not know."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.linear = nn.Linear(6, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.linear((x * torch.sigmoid(self.conv2(x))).mean(dim=(2, 3)))
+
+
+def test_a_strength_that_leaves_nothing_of_a_layer_is_told(tmp_path: Path) -> None:
+    training = ["--reg", "group_lasso", "--no-tied", "--strength", "1", "--epochs", "20", "--run-dir", "trained"]
+    succeeded(cli.train, "--recipe", "smoke_resnet", "--model", "resnet8", *training, cwd=tmp_path)
+    cutting = ["--rule", "group", "--threshold", "fixed", "--sensitivity", "0.1", "--run-dir", "pruned"]
+    sentence = refused(cli.prune, "--model", "trained/model", *cutting, cwd=tmp_path)
+    told = "error: nothing is left of layer linear, and no image leads to the logits: cut less, or regularise less"
+    assert sentence == told
+
+
+@pytest.mark.parametrize(
+    ("rule", "cutting"),
+    [("elementwise", ("--sensitivity", "0.5")), ("group", ("--threshold", "rms", "--sensitivity", "1"))],
+)
+def test_what_cannot_be_made_smaller_is_pruned_all_the_same(
+    rule: str, cutting: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = EntryPoint("gated", f"{__name__}:Gated", models.ENTRY_POINTS)
+    monkeypatch.setattr(models, "entry_points", lambda group, name: [entry] if name == "gated" else [])
+    torch.manual_seed(0)
+    weights.save_pretrained(models.create("gated", in_channels=1), tmp_path / "dense", example=DIGIT)
+    given = ["--model", "dense", "--rule", rule, *cutting, "--run-dir", "pruned", "--epochs", "1"]
+    text = succeeded(cli.prune, *given, cwd=tmp_path)
+    sentence = "compact cannot follow the network (Gated): it does not know what mul does to channels"
+    assert f"not compacted: {sentence}; use the network as it is" in text
+    assert "next: deephoyer-eval --model pruned/model" in text
+    pruned = prunable(weights.from_pretrained(tmp_path / "pruned" / "model"))
+    left = json.loads((tmp_path / "pruned" / "result.json").read_text())
+    assert left["macs"] == left["dense_macs"]
+    assert 0 < left["weights"] == sum(int(weight.count_nonzero()) for weight in pruned.values()) < left["total_weights"]
+    succeeded(cli.evaluate, "--model", "pruned/model", "--output", "eval.json", cwd=tmp_path)
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert found["weights"] == left["weights"]
+    assert found["top1"] == left["test_top1_tuned"]
+    assert sentence in refused(cli.compact, "--model", "pruned/model", "--output", "small", cwd=tmp_path)
+    if rule == "group":
+        assert sentence in refused(cli.prune, *given, "--overwrite", "--compact", cwd=tmp_path)
+        assert (tmp_path / "pruned" / "result.json").exists()
+    assert not (tmp_path / "small").exists()
 
 
 def test_every_command_starts_from_a_foreign_checkpoint(tmp_path: Path) -> None:

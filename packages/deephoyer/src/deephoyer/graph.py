@@ -70,7 +70,7 @@ def trace(model: nn.Module, example: Tensor) -> list[Node]:
     """The operations of a network in eval mode, in order of execution, for the first image of `example` [N, C, H, W].
 
     Raises:
-        InputError: a module or an operation that this cannot follow; it is named.
+        CannotFollow: a module or an operation that this cannot follow; it is named.
     """
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
@@ -83,9 +83,13 @@ def trace(model: nn.Module, example: Tensor) -> list[Node]:
     return [_node(node, modules) for node in traced.graph.nodes]
 
 
-def cannot_follow(what: str, why: str) -> InputError:
-    """The error for a network that this package cannot make smaller."""
-    return InputError(f"compact cannot follow {what}: {why}; use the network as it is")
+class CannotFollow(InputError):
+    """A network holds something that this package cannot follow: it can be pruned, but not made smaller."""
+
+
+def cannot_follow(what: str, why: str) -> CannotFollow:
+    """The error that names what cannot be followed."""
+    return CannotFollow(f"compact cannot follow {what}: {why}; use the network as it is")
 
 
 class _Tracer(fx.Tracer):

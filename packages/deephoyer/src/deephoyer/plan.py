@@ -228,7 +228,9 @@ class _Planner:
         if not alive[self._nodes[-1].name]:
             dead = [node.path for node in self._nodes if node.kind is Kind.LAYER and not alive[node.name]]
             ends = [node.path for node in self._nodes if node.path in dead and alive[node.sources[0]]]
-            raise EmptyLayer(f"nothing is left of layer {ends[-1]}, and no image leads to the logits: cut less")
+            raise EmptyLayer(
+                f"nothing is left of layer {ends[-1]}, and no image leads to the logits: cut less, or regularise less"
+            )
 
     # -- backwards: what is wanted
 

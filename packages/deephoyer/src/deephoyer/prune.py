@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from deephoyer import channels, loading, method
 from deephoyer.compact import LENETS, compact, mac_counter, normalised
 from deephoyer.config import PruneConfig
+from deephoyer.graph import CannotFollow
 from deephoyer.plan import EmptyLayer
 from deephoyer.report import SparsityReport, draw_histogram, print_sparsity, prunable, sparsity
 
@@ -83,8 +84,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
             drawn = calibration_batches(data, config.recalibrate_bn, config.optim.batch_size)
             recalibrate(model.to(run.accelerator.device), drawn, run.accelerator)
         after_cut = copy.deepcopy(model).cpu()
-        # Refuses, before any training, a network in which nothing leads to the logits.
-        small = compact(after_cut, data.example, config.round_to)
+        small = smaller(after_cut, config, data.example)
         if config.compact:
             model, masks = small, zeros(small, data.example)
         optimizer = optim.build(model.parameters(), config.optim)
@@ -125,16 +125,38 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
                 draw_histogram(before, config.rule, limits, run.folder / "histogram.png")
             _print(pruned)
         if read_test:
-            run.say(f"next: {next_command(config, folder)}")
+            ends = config.compact or bool(pruned.left.not_compacted)
+            run.say(f"next: {evaluation(config, folder) if ends else compaction(folder)}")
     return pruned
 
 
-def next_command(config: PruneConfig, folder: Path) -> str:
-    """What goes on from the model folder: it is made smaller, or was already, and is evaluated."""
-    model = f"--model {shlex.quote(str(folder))}"
-    if config.compact:
-        return f"deephoyer-eval {model} {source_options(config.data)}"
-    return f"deephoyer-compact {model} --output {shlex.quote(str(folder.with_name('small')))}"
+def smaller(model: nn.Module, config: PruneConfig, example: Tensor) -> nn.Module:
+    """The compacted network, before any training: where nothing leads to the logits, that is refused now.
+
+    A network that cannot be compacted stays as it is, pruned, unless `--compact` asks for more.
+
+    Raises:
+        EmptyLayer: nothing leads to the logits.
+        CannotFollow: the network cannot be compacted, and `--compact` is given.
+    """
+    try:
+        return compact(model, example, config.round_to)
+    except CannotFollow:
+        if config.compact:
+            raise
+        return model
+
+
+def evaluation(config: PruneConfig, folder: Path) -> str:
+    """The command that evaluates a model folder."""
+    return f"deephoyer-eval --model {shlex.quote(str(folder))} {source_options(config.data)}"
+
+
+def compaction(folder: Path) -> str:
+    """The command that makes the network of a model folder smaller."""
+    return (
+        f"deephoyer-compact --model {shlex.quote(str(folder))} --output {shlex.quote(str(folder.with_name('small')))}"
+    )
 
 
 def cut_as_asked(
@@ -253,13 +275,18 @@ def least_power_of_two(holds: Callable[[float], bool]) -> float:
 def structure(model: nn.Module, example: Tensor, rule: str) -> Structure:
     """What `cut` has to know of a network for a rule.
 
+    Of a network that `compact` cannot follow, nothing is known to go with its filters.
+
     Raises:
-        InputError: a network that `compact` cannot follow, or a LeNet for `tied`.
+        InputError: for `tied`, a network that `compact` cannot follow, or a LeNet.
     """
     applies = rule != "tied" or not isinstance(model, LENETS)
     check(applies, "--rule", rule, "group or elementwise for a LeNet, whose layers are not tied")
     coupling = channels.coupling(model, example) if rule == "tied" else None
-    return Structure(followers(model, example), coupling)
+    try:
+        return Structure(followers(model, example), coupling)
+    except CannotFollow:
+        return Structure({}, coupling)
 
 
 def followers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
@@ -314,7 +341,7 @@ def cut(
             largest = method.filter_norms(weight).max() if by_group else weight.abs().max()
             raise EmptyLayer(
                 f"the threshold {limits[name]:.3g} would empty layer {name}, where the largest "
-                f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less"
+                f"{'norm' if by_group else 'weight'} is {float(largest):.3g}: cut less, or regularise less"
             )
     masks = _with_followers(model, kept, following)
     fix_zeros(masks)

@@ -13,6 +13,7 @@ from torch import nn
 
 from deephoyer import method
 from deephoyer.compact import base_name, explained, structure
+from deephoyer.graph import CannotFollow
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class SparsityReport:
     """A network's layers and totals.
 
     `weights` are those that are not zero, biases not counted; `compact_weights` those of them that the compacted
-    network still has: the others lead nowhere. MACs are those of one image, compacted and as given.
+    network still has: the others lead nowhere. MACs are those of one image, compacted and as given. Of a network that
+    cannot be compacted, `not_compacted` says why, and the numbers of the compacted one are its own.
     """
 
     layers: tuple[LayerReport, ...]
@@ -55,6 +57,7 @@ class SparsityReport:
     macs: int
     dense_macs: int
     structure: str
+    not_compacted: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -71,11 +74,15 @@ def sparsity(model: nn.Module, example: torch.Tensor, round_to: int = 1) -> Spar
     """Count what is left of `model`.
 
     Args:
-        model: a network that `compact` can follow.
+        model: a network.
         example: one image [1, C, H, W].
         round_to: as of `compact`.
     """
-    small, reasons = explained(model, example, round_to)
+    not_compacted = ""
+    try:
+        small, reasons = explained(model, example, round_to)
+    except CannotFollow as error:
+        small, reasons, not_compacted = model, {}, str(error)
     macs = {base_name(name): count for name, count in costs.layer_macs(small, example).items()}
     sizes = {base_name(name.removesuffix(".weight")): weight.shape for name, weight in prunable(small).items()}
     dense_macs = costs.layer_macs(model, example)
@@ -94,6 +101,7 @@ def sparsity(model: nn.Module, example: torch.Tensor, round_to: int = 1) -> Spar
         macs=sum(macs.values()),
         dense_macs=sum(dense_macs.values()),
         structure=structure(small),
+        not_compacted=not_compacted,
     )
 
 
@@ -121,6 +129,8 @@ def print_sparsity(report: SparsityReport, title: str) -> None:
         f"{report.compact_weights:,} weights, {report.macs:,} of {report.dense_macs:,} MACs",
         flush=True,
     )
+    if report.not_compacted:
+        print(f"not compacted: {report.not_compacted}", flush=True)
 
 
 def draw_histogram(model: nn.Module, rule: str, thresholds: dict[str, float], path: Path) -> None:
