@@ -1,101 +1,258 @@
-"""Every command of the README files is one that the console scripts take: options, recipes and values."""
+"""Every command of the README files is one that exists and takes these arguments; nothing is run here.
+
+What really runs is in test_readme_runs.py.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
+import importlib
 import re
 import runpy
 import shlex
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
-from adn import config as adn_configs
-from adn import recipes as adn_recipes
-from adn.cli import authors_arguments as adn_arguments
-from blockdrop import config as blockdrop_configs
-from blockdrop import recipes as blockdrop_recipes
-from deephoyer import config as deephoyer_configs
-from deephoyer import recipes as deephoyer_recipes
-from epsilon_resnet import config as epsilon_configs
-from epsilon_resnet import recipes as epsilon_recipes
-from epsilon_resnet.cli import authors_arguments as epsilon_arguments
-from resless import config, models, recipes, weights
+import tyro
+from accelerate.commands.launch import launch_command_parser
+from resless import models, weights
 from resless.cli import parse
 from resless.errors import InputError
-from resless.spellings import in_our_words
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 ROOT = Path(__file__).parents[1]
+PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+DISTRIBUTIONS = [ROOT / "shared", *(ROOT / "packages" / paper for paper in PAPERS)]
+READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(folder / "README.md" for folder in DISTRIBUTIONS)]
 DEMO = runpy.run_path(str(ROOT / "benchmarks" / "compare.py"))
-READMES = [
-    *(ROOT / "README.md", ROOT / "shared" / "README.md"),
-    *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
-]
+
+
+# --- what there is
+
+
+def table(folder: Path, name: str) -> dict[str, str]:
+    """A table of a distribution's pyproject.toml, its values as they are written; Python 3.10 has no tomllib."""
+    found = re.search(rf"^\[{re.escape(name)}\]\n(.*?)(?:^\[|\Z)", (folder / "pyproject.toml").read_text(), re.M | re.S)
+    return dict(re.findall(r"^([\w-]+) = (.*)$", found[1], re.M)) if found else {}
+
+
 SCRIPTS = {
-    "resless-train": (config.TrainConfig, recipes.TRAIN),
-    "resless-eval": (config.EvalConfig, {}),
-    "resless-compare": (config.CompareConfig, {}),
-    "resless-fold": (config.FoldConfig, {}),
-    "deephoyer-train": (deephoyer_configs.TrainConfig, deephoyer_recipes.TRAIN),
-    "deephoyer-prune": (deephoyer_configs.PruneConfig, deephoyer_recipes.PRUNE),
-    "deephoyer-compact": (deephoyer_configs.CompactConfig, {}),
-    "deephoyer-eval": (deephoyer_configs.EvalConfig, {}),
-    "blockdrop-train": (blockdrop_configs.TrainConfig, blockdrop_recipes.TRAIN),
-    "blockdrop-finetune": (blockdrop_configs.FinetuneConfig, blockdrop_recipes.FINETUNE),
-    "blockdrop-eval": (blockdrop_configs.EvalConfig, blockdrop_recipes.EVAL),
-    "blockdrop-plot": (blockdrop_configs.PlotConfig, {}),
-    "epsilon-resnet-train": (epsilon_configs.TrainConfig, epsilon_recipes.TRAIN),
-    "epsilon-resnet-compress": (epsilon_configs.CompressConfig, {}),
-    "epsilon-resnet-eval": (epsilon_configs.EvalConfig, {}),
-    "adn-train": (adn_configs.TrainConfig, adn_recipes.TRAIN),
-    "adn-eval": (adn_configs.EvalConfig, {}),
-    "adn-extract": (adn_configs.ExtractConfig, {}),
+    script: tuple(entry.strip('"').split(":"))
+    for folder in DISTRIBUTIONS
+    for script, entry in table(folder, "project.scripts").items()
 }
-TRANSLATIONS = {
-    "resless-train": lambda args: in_our_words(args, recipes.TRAIN),
-    "epsilon-resnet-train": epsilon_arguments,
-    "epsilon-resnet-eval": lambda args: epsilon_arguments(args, recipe=False),
-    "adn-train": adn_arguments,
-}
-"""What a script does to its arguments before it parses them."""
+"""Console script -> its module and function."""
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """(script, arguments) of every command in the shell blocks, comments left out and continued lines joined."""
-    found = []
+def sessions() -> set[str]:
+    """The sessions of the noxfile, which is read, not imported: where the tests run there is no nox."""
+    names = set()
+    for function in ast.parse((ROOT / "noxfile.py").read_text()).body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        decorators = [ast.unparse(decorator) for decorator in function.decorator_list]
+        if any(decorator.startswith("nox.session") for decorator in decorators):
+            names.add(function.name)
+            for decorator in decorators:
+                ids = re.search(r"ids=(\[.*?\])", decorator)
+                names |= {f"{function.name}({name})" for name in eval(ids[1], {"PAPERS": PAPERS})} if ids else set()
+    return names
+
+
+# --- the commands
+
+
+def texts(path: Path) -> tuple[list[str], list[str]]:
+    """The shell blocks of a file, and the code within its text."""
+    text = path.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL), re.findall(r"`([^`]+)`", prose)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(file, command) of every line of the shell blocks, continued lines joined, and of every command in the text."""
+    starts = ("python benchmarks/", "./dev -", "pip install ", "torchrun ", "accelerate launch -")
+    starts += tuple(f"{script} " for script in SCRIPTS)
     for path in READMES:
-        for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0] in SCRIPTS:
-                    found.append((words[0], words[1:]))
-    return found
+        blocks, within = texts(path)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines += [code for code in (" ".join(code.split()) for code in within) if code.startswith(starts)]
+        for line in lines:
+            if words := shlex.split(line, comments=True):
+                yield str(path.relative_to(ROOT)), shlex.join(words)
 
 
-def test_the_readme_files_show_every_script() -> None:
-    assert {script for script, _ in commands()} == set(SCRIPTS)
-    assert len(commands()) >= 15
+COMMANDS = list(dict.fromkeys(commands()))
 
 
-@pytest.mark.parametrize(("script", "args"), commands(), ids=lambda value: value if isinstance(value, str) else None)
-def test_the_command_is_taken(script: str, args: list[str]) -> None:
-    config_type, known_recipes = SCRIPTS[script]
-    args = TRANSLATIONS.get(script, list)(args)
-    assert isinstance(parse(config_type, known_recipes, prog=script, description="", args=args), config_type)
+# --- what a command must be
 
 
-def test_ones_own_network_is_made_smaller_as_the_readme_says() -> None:
-    torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    (block,) = (block for block in blocks if "compact(net, images)" in block)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert names["loss"].isfinite()
-    with torch.no_grad():
-        assert torch.allclose(names["small"](names["images"]), names["net"](names["images"]), atol=1e-5)
-    sizes = [sum(tensor.numel() for tensor in names[name].parameters()) for name in ("small", "net")]
-    assert sizes[0] < sizes[1]
+class Taken(Exception):
+    """A configuration, in place of the work that it asks for."""
+
+
+def check(words: list[str]) -> None:
+    """Raise, or end the test, unless the command is of a known kind, what it names exists, and its arguments parse."""
+    match words:
+        case [script, *args] if script in SCRIPTS:
+            taken(script, args)
+        case ["./dev", *args]:
+            check_sessions(args)
+        case ["pip" | ".venv/bin/uv", *args]:
+            check_installed(args if words[0] == "pip" else args[1:])
+        case [".venv/bin/pytest", *folders]:
+            assert all((ROOT / folder).is_dir() for folder in folders), f"not all of {folders} are there"
+        case ["torchrun", *args]:
+            check_launched(torchrun_parser().parse_args(args))
+        case ["accelerate", "launch", *args]:
+            check_launched(launch_command_parser().parse_args(args))
+        case ["python", script, *args] if script.startswith("benchmarks/"):
+            check_benchmark(ROOT / script, args)
+        case _:
+            raise AssertionError(f"a new kind of command: {shlex.join(words)}; say in `check` what it must be")
+
+
+def taken(script: str, args: list[str]) -> Any:
+    """The configuration that a console script makes of its arguments, all but `...`, which leaves out the rest."""
+    module, function = SCRIPTS[script]
+    entry = importlib.import_module(module)
+
+    def stop(*given: Any, **named: Any) -> NoReturn:
+        raise Taken(parse(*given, **named))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *left_out(args)])
+        patch.setattr(entry, "parse", stop)
+        with pytest.raises(Taken) as stopped:
+            getattr(entry, function)()
+    return stopped.value.args[0]
+
+
+def left_out(args: list[str]) -> list[str]:
+    """Arguments without a `...` at the end, but for one that stands for the value of an option."""
+    return args if args[-2:-1] == ["--backbone"] or args[-1:] != ["..."] else args[:-1]
+
+
+def check_sessions(args: list[str]) -> None:
+    """`./dev` runs nox: its sessions are those of the noxfile, and what follows `--` is for them."""
+    nox, rest = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("-s", nargs="+", default=[])
+    parser.add_argument("-r", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    given = parser.parse_args(nox)
+    assert given.version or set(given.s)
+    assert set(given.s) <= sessions()
+    if given.s == ["demo"]:
+        check_benchmark(ROOT / "benchmarks" / "compare.py", rest)
+
+
+def check_installed(args: list[str]) -> None:
+    """Folders hold a distribution, with the extras that are asked for; others are installed where the tests run."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--no-deps", action="store_true")
+    parser.add_argument("-e", action="append", default=[])
+    parser.add_argument("requirements", nargs="*")
+    assert args[0] == "install"
+    given = parser.parse_intermixed_args(args[1:])
+    folders = [*given.e, *(name for name in given.requirements if name.startswith("."))]
+    assert folders
+    for wanted in folders:
+        folder, _, extras = wanted.rstrip("]").partition("[")
+        assert ROOT / folder in DISTRIBUTIONS, f"{folder} holds no distribution"
+        assert set(filter(None, extras.split(","))) <= table(ROOT / folder, "project.optional-dependencies").keys()
+    for name in set(given.requirements) - set(folders):
+        assert find_spec(name), f"{name} is not installed here"
+
+
+def check_launched(launch: argparse.Namespace) -> None:
+    """A module that is launched is that of a console script, and takes the arguments by the same parser."""
+    assert launch.module
+    module = find_spec(launch.training_script)
+    assert module is not None, f"there is no module {launch.training_script}"
+    assert module.origin is not None
+    main = re.search(
+        r'^if __name__ == "__main__":\n    from (\S+) import (\w+) as', Path(module.origin).read_text(), re.M
+    )
+    assert main, f"{launch.training_script} does nothing when it is launched"
+    (script,) = (script for script, entry in SCRIPTS.items() if entry == main.groups())
+    if launch.training_script_args != ["..."]:  # which leaves out all of them
+        taken(script, launch.training_script_args)
+
+
+def check_benchmark(path: Path, args: list[str]) -> None:
+    """A benchmark has these options. Its module is imported: tyro looks there for the types."""
+    assert path.is_file(), f"there is no {path.relative_to(ROOT)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        module = importlib.import_module(path.stem)
+    assert hasattr(module, "Options") or not args, f"{path.name} takes no arguments"
+    if hasattr(module, "Options"):
+        tyro.cli(module.Options, args=args)
+
+
+# --- the tests
+
+
+def test_every_file_and_every_script_is_seen() -> None:
+    assert {file for file, _ in COMMANDS} == {str(path.relative_to(ROOT)) for path in READMES}
+    assert {command.split()[0] for _, command in COMMANDS} >= {
+        *SCRIPTS,
+        "./dev",
+        "pip",
+        "torchrun",
+        "accelerate",
+        "python",
+    }
+    assert len(SCRIPTS) >= 18
+    assert len(PAPERS) >= 4
+
+
+@pytest.mark.parametrize(("file", "command"), COMMANDS)
+def test_the_command_is_taken(file: str, command: str) -> None:
+    check(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pip3 install ./shared",
+        "pip install ./packages/nowhere",
+        "pip install './shared[nothing]'",
+        "pip install ./shared of-no-distribution",
+        ".venv/bin/pytest shared packages/nowhere",
+        "./dev -s nothing",
+        "./dev -s 'tests(nothing)'",
+        "./dev",
+        "./dev -s demo -- --no-such-option",
+        "resless-train --recipe nothing",
+        "deephoyer-prune --epochs few",
+        "torchrun --no-such-option -m adn.train",
+        "torchrun -m adn.nothing",
+        "torchrun -m adn.method",
+        "torchrun -m adn.train --no-such-option",
+        "accelerate launch -m deephoyer.train --recipe nothing",
+        "accelerate launch deephoyer.train",
+        "python benchmarks/nothing.py",
+        "python benchmarks/tables.py --quick",
+        "python benchmarks/adn_cifar.py --recipe nothing",
+        "python train.py",
+    ],
+)
+def test_a_wrong_command_would_be_seen(command: str) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        check(shlex.split(command))
+
+
+# --- the demo, whose steps are commands too
 
 
 @pytest.mark.parametrize("options", [{}, {"dataset": "cifar10", "data_dir": "data", "epochs": 2, "flip": True}])
@@ -107,8 +264,7 @@ def test_the_demo_takes_the_steps_that_make_what_it_compares(options: dict[str, 
     assert len(steps) == 11
     for step in steps:
         script, *args = step.command
-        config_type, known_recipes = SCRIPTS[script]
-        parsed = parse(config_type, known_recipes, prog=script, description="", args=args)
+        parsed = taken(script, args)
         assert "--run-dir" not in args or parsed.data.dataset == options.dataset
     made = {step.done.parent for step in steps}
     assert {

@@ -1,0 +1,152 @@
+"""What a reader of the README files copies really runs: the first block of each distribution, and all Python.
+
+Every other command is parsed only, in test_readme_commands.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from resless import latency, models, weights
+from resless.testing import few_images, run, script, succeeded
+
+ROOT = Path(__file__).parents[1]
+READMES = ["README.md", "shared/README.md", *(f"packages/{path.name}/README.md" for path in ROOT.glob("packages/*"))]
+CIFAR10 = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616]}
+HEAVY = (
+    *("resless.compare", "resless.folding", "deephoyer.compact", "deephoyer.prune", "blockdrop.finetune"),
+    *("blockdrop.evaluate", "epsilon_resnet.compress", "epsilon_resnet.train", "adn.export", "adn.train"),
+)
+NOT_RUN = "resless-train --recipe resnet20 --data-dir ~/data/cifar10"
+"""Hours. The run folder that it leaves is prepared instead."""
+PUBLISHED = "resnet20-12fca82f.th"
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    """The blocks of a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where everything runs; also the home folder, in which there are a few random images as CIFAR-10."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
+    data, random = tmp_path / "data" / "cifar10", np.random.default_rng(0)
+    data.mkdir(parents=True)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels, labels = random.integers(0, 256, (16, 3 * 32 * 32), np.uint8), random.integers(0, 10, 16).tolist()
+        (data / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
+    (data / "batches.meta").write_bytes(pickle.dumps({b"label_names": [str(digit).encode() for digit in range(10)]}))
+    return tmp_path
+
+
+def prepare(readme: str) -> None:
+    """The networks that the blocks of a README name, but that its first block does not make."""
+    if readme == "README.md":
+        net = models.create("lenet5", in_channels=1)
+        weights.save_pretrained(net, "lenet5-small", example=torch.zeros(1, 1, 28, 28))
+    if readme == "shared/README.md":
+        net = models.create("resnet8")  # whatever the folders are called: it takes less
+        for name in ("runs/train-resnet20-cifar10/model", "small"):
+            weights.save_pretrained(net, name, preprocessing=CIFAR10, example=torch.zeros(1, 3, 32, 32))
+        net = models.create("resnet20", shortcut="subsample")
+        # The file is a download; the published ones have this layout.
+        torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in net.state_dict().items()}}, PUBLISHED)
+
+
+@contextmanager
+def timed_briefly() -> Iterator[None]:
+    """Networks are timed in two turns of one call: all turns of batches of 256 would take most of the time here."""
+    compare = latency.compare
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "compare", lambda models, inputs, **_: compare(models, inputs, repeats=2, warmup=1))
+        patch.setattr(latency, "_calls_per_measurement", lambda *_: 1)
+        yield
+
+
+def run_first_block(readme: str, folder: Path) -> None:
+    """Run a block line by line, in forks, which need not import torch again."""
+    for module in HEAVY:
+        import_module(module)
+    # ε-ResNet's blocks discard themselves only in as many steps as all digits make; others need few to succeed.
+    few = nullcontext() if "epsilon" in readme else few_images(128, 40)
+    ran = []
+    with few, timed_briefly():
+        for line in blocks(readme, "sh")[0].replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["pip", "install"] or shlex.join(words) == shlex.join(shlex.split(NOT_RUN)):
+                continue
+            (entry,) = entry_points(group="console_scripts", name=words[0])
+            succeeded(entry.load(), *map(os.path.expanduser, words[1:]), cwd=folder)
+            ran.append(words[0])
+    assert len(ran) >= 3
+
+
+def run_python(block: str) -> dict[str, Any]:
+    """Run a block in a namespace of its own; `images` are of the shape that it says."""
+    names: dict[str, Any] = {}
+    if shape := re.search(r"# .*\[N, (\d+), (\d+), (\d+)\]", block):
+        names["images"] = torch.randn(4, *map(int, shape.groups()))
+    exec(block, names)
+    return names
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_what_a_reader_copies_runs(readme: str, folder: Path) -> None:
+    prepare(readme)
+    if readme != "README.md":  # whose first block is the nox sessions
+        run_first_block(readme, folder)
+    found = [run_python(block) for block in blocks(readme, "python")]
+    for names in found:
+        if "logits" in names:
+            assert names["logits"].shape == (len(names["images"]), 10)
+            assert names["logits"].isfinite().all()
+    assert len(found) == (ROOT / readme).read_text(encoding="utf-8").count("```python")
+
+
+def test_published_weights_are_loaded_as_the_readme_says(folder: Path) -> None:
+    prepare("shared/README.md")
+    (block,) = blocks("shared/README.md", "python")
+    saved = torch.load(PUBLISHED)["state_dict"]
+    for key, tensor in run_python(block)["model"].state_dict().items():
+        assert torch.equal(tensor, saved[f"module.{key}"]), key
+
+
+def test_the_depth_is_chosen_as_the_readme_says() -> None:
+    (block,) = (block for block in blocks("packages/adn/README.md", "python") if "DepthController" in block)
+    names = run_python(block)
+    assert repr(names["skip"]) == re.search(r"choose\(\)  # (.*)", block)[1]
+    assert sum(names["controller"].choose()) > sum(names["skip"]), "the next choice is a cheaper one"
+
+
+def test_ones_own_network_is_made_smaller_as_the_readme_says() -> None:
+    torch.manual_seed(0)
+    (block,) = (block for block in blocks("README.md", "python") if "compact(net, images)" in block)
+    names = run_python(block)
+    assert names["loss"].isfinite()
+    with torch.no_grad():
+        assert torch.allclose(names["small"](names["images"]), names["net"](names["images"]), atol=1e-5)
+    sizes = [sum(tensor.numel() for tensor in names[name].parameters()) for name in ("small", "net")]
+    assert sizes[0] < sizes[1]
+
+
+def test_accelerate_launches_a_training(tmp_path: Path) -> None:
+    command = [script("accelerate"), "launch", "-m", "deephoyer.train", "--recipe", "smoke", "--epochs", "1"]
+    said = run([*command, "--run-dir", "run"], tmp_path)
+    assert "1 process(es)" in said.stdout
+    assert 0 < json.loads((tmp_path / "run" / "result.json").read_text())["top1"] <= 1
