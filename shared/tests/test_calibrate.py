@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from resless import models
-from resless.calibrate import batch_norms, calibration_batches, recalibrate
+from resless.calibrate import batch_norms, calibration_batches, check_recalibration, recalibrate
 from resless.config import DataConfig
 from resless.data.pipeline import Pipeline, Shards
+from resless.errors import InputError
+from resless.folding import fold
 from resless.run import accelerator
 from resless.testing import done, forked
 from torch import Tensor, nn
@@ -69,8 +72,43 @@ def test_networks_without_running_statistics_have_none_to_compute() -> None:
     assert len(batch_norms(models.create("resnet8"))) == 9  # a stem, three blocks of two, two shortcuts
 
 
+def first_half(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A forward pass that never comes to the second batch norm."""
+    return lambda images: model[1](model[0](images))
+
+
+def test_statistics_of_a_norm_that_no_image_reaches_stay() -> None:
+    model, batches = network(), pairs(8, 8)
+    first, second = batch_norms(model)
+    for norm in (first, second):
+        norm.running_mean.fill_(7)
+        norm.running_var.fill_(5)
+        norm.num_batches_tracked.fill_(3)
+    recalibrate(model, batches, accelerator("no"), first_half(model))
+    with torch.no_grad():
+        (variance, mean), _ = expected(model, [images for images, _ in batches])
+    torch.testing.assert_close((first.running_mean, first.running_var), (mean, variance))
+    assert first.num_batches_tracked == 2
+    assert (second.running_mean == 7).all()
+    assert (second.running_var == 5).all()
+    assert second.num_batches_tracked == 3
+
+
+def test_networks_without_statistics_to_compute_anew_are_refused() -> None:
+    model, plain = models.create("resnet8", in_channels=1), nn.Sequential(nn.Linear(1, 1))
+    small = fold(model.eval(), torch.zeros(1, 1, 8, 8))
+    for fine in (model, plain, small):
+        check_recalibration(fine, 0, "x")
+    check_recalibration(model, 100, "x")
+    with pytest.raises(InputError, match="--recalibrate-bn is 100, but must be 0 for x, which has no batch norm"):
+        check_recalibration(plain, 100, "x")
+    with pytest.raises(InputError, match="the network is folded, for inference only: it cannot be recalibrated"):
+        check_recalibration(small, 100, "x")
+
+
 def test_processes_average_by_the_batches_that_each_has_seen(tmp_path: Path) -> None:
-    """Of three batches the first process sees two and the second one; then all three and none."""
+    """Of three batches the first process sees two and the second one; then all three and none. A norm that neither
+    reaches stays as it was."""
     batches = pairs(8, 8, 8)
 
     def task() -> None:
@@ -79,6 +117,9 @@ def test_processes_average_by_the_batches_that_each_has_seen(tmp_path: Path) -> 
             model = network()
             recalibrate(model, shares[used.process_index], used)
             torch.save(model.state_dict(), tmp_path / f"{name}-{used.process_index}")
+        model = network()
+        recalibrate(model, batches[:1], used, first_half(model))
+        torch.save(model[5].state_dict(), tmp_path / f"unseen-{used.process_index}")
 
     done(forked(task, 2))
     whole = network()
@@ -88,6 +129,8 @@ def test_processes_average_by_the_batches_that_each_has_seen(tmp_path: Path) -> 
         assert len(found) == len(whole.state_dict())
         for key, tensor in whole.state_dict().items():
             torch.testing.assert_close(found[key], tensor)
+    for name in ("unseen-0", "unseen-1"):
+        torch.testing.assert_close(torch.load(tmp_path / name), network()[5].state_dict())
 
 
 def test_images_are_drawn_from_those_that_are_not_held_out() -> None:

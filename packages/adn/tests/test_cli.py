@@ -256,7 +256,7 @@ def helped(name: str, *args: str) -> str:
         ("train", ["--recipe", "resnet50"], ["(default: 150)", "60 100 140", "(default: 256)"]),
         ("train", [], ["(--recipe NAME): resnet50, resnet50_v2, resnet101,", "smoke", "--two-passes", "--skip-cfg"]),
         ("eval", [], ["--recalibrate-bn", "--weights", "--skip-cfg", "--plot", "(default: digits)"]),
-        ("extract", [], ["--skip-cfg", "--onnx", "--output", "--overwrite"]),
+        ("extract", [], ["--skip-cfg", "--onnx", "--output", "--overwrite", "--recalibrate-bn", "(default: digits)"]),
     ],
 )
 def test_help_shows_the_values_of_the_recipe_and_imports_nothing_heavy(

@@ -159,6 +159,7 @@ def test_evaluations_that_cannot_be(fields: dict[str, Any], message: str) -> Non
     ("fields", "message"),
     [
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"recalibrate_bn": -1}, "--recalibrate-bn is -1, but must be 0 (off) or a number of images"),
         ({"repeats": 1}, "--repeats is 1, but must be 0, or 2 or more"),
         ({"onnx": "nowhere/x.onnx"}, "--onnx is 'nowhere/x.onnx', but must be a file in a folder that exists"),
         ({"onnx": "."}, "--onnx is '.', but must be a file"),

@@ -249,6 +249,17 @@ def test_images_for_statistics_are_of_all_classes(trained: Path, monkeypatch: py
     assert set(seen[0].tolist()) == set(range(10))
 
 
+def test_a_network_without_batch_norms_has_no_statistics_to_compute_anew(
+    make: Callable[[str], AdaptiveNet], picture_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = make("vit")
+    net.spec = models.Spec("adn", 10, 3, {})  # type: ignore[assignment]
+    monkeypatch.setattr(evaluate_module, "loaded", lambda *_: net)
+    config = EvalConfig("vit", weights="y", data=DataConfig(picture_folder(32)), recalibrate_bn=8)
+    with pytest.raises(InputError, match="--recalibrate-bn is 8, but must be 0 for vit, which has no batch norm"):
+        main(config)
+
+
 # --- pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from adn import cli
 from adn.config import ExtractConfig
-from adn.export import main
+from adn.export import main, recalibrate_as_evaluated
 from adn.extract import extract
 from adn.model import AdaptiveNet, create
 from resless import costs, models, onnx, weights
+from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.config import DataConfig, EvalConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
 from resless.evaluate import main as evaluate
+from resless.run import accelerator
+from resless.testing import refused, succeeded
 from torch import Tensor
 
 MIXED = (False, True, True)
@@ -124,6 +129,52 @@ def test_what_cannot_be_extracted(fields: dict[str, Any], message: str, trained:
     with pytest.raises(InputError, match=message):
         main(extraction(trained, tmp_path / "plain", **fields))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- statistics computed anew
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_folder_gets_the_statistics_that_the_evaluation_computes_anew(trained: Path, tmp_path: Path) -> None:
+    net, described = weights.from_pretrained(trained / "model"), weights.read_config(trained / "model")
+    assert isinstance(net, AdaptiveNet)
+    for norm in batch_norms(net):  # no images' statistics any more
+        norm.running_mean.add_(1)
+        norm.running_var.mul_(4)
+    kept = {key: described[key] for key in ("preprocessing", "metrics")}
+    weights.save_pretrained(net, tmp_path / "model", example=torch.zeros(1, 1, 8, 8), **kept)
+    shared = ["--model", "model", "--recalibrate-bn", "200", "--skip-cfg", "False", "True", "True"]
+    succeeded(cli.extract, *shared, "--output", "plain", "--repeats", "0", cwd=tmp_path)
+    succeeded(cli.evaluate, *shared, "--output", "eval.json", cwd=tmp_path)
+
+    expected, data = extract(net, MIXED), Pipeline(DataConfig(), 0, Shards(), described["preprocessing"])
+    recalibrate(expected, calibration_batches(data, 200, 256), accelerator("no"))
+    state, found = expected.state_dict(), weights.from_pretrained(tmp_path / "plain").state_dict()
+    assert found.keys() == state.keys()
+    for key, tensor in state.items():
+        torch.testing.assert_close(found[key], tensor)
+    measured = json.loads((tmp_path / "eval.json").read_text())["FTT"]
+    assert evaluate(EvalConfig(model=str(tmp_path / "plain"))).loss == pytest.approx(measured["loss"], rel=1e-5)
+    assert weights.read_config(tmp_path / "plain")["metrics"] == {}, "what is known was measured with others"
+
+
+def test_images_are_looked_for_only_where_they_are_needed(trained: Path, tmp_path: Path) -> None:
+    given = ["--model", str(trained / "model"), "--skip-cfg", "True", "True", "True", "--repeats", "0"]
+    given += ["--output", "plain", "--dataset", "cifar10", "--data-dir", "nowhere"]
+    assert "nowhere" in refused(cli.extract, *given, "--recalibrate-bn", "9", cwd=tmp_path)
+    succeeded(cli.extract, *given, cwd=tmp_path)
+
+
+def test_images_and_networks_that_do_not_fit_are_not_recalibrated(
+    trained: Path, make: Callable[[str], AdaptiveNet], picture_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"recalibrate_bn": 9, "data": DataConfig(picture_folder(8))}
+    with pytest.raises(InputError, match="but resnet14 was trained on 1 x any size in 10 classes: give its --dataset"):
+        main(extraction(trained, tmp_path / "plain", **fields))
+    vit = make("vit")
+    with pytest.raises(InputError, match="--recalibrate-bn is 9, but must be 0 for x, which has no batch norm"):
+        recalibrate_as_evaluated(extract(vit, vit.base_skip), extraction(trained, tmp_path, model="x", **fields), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- ONNX

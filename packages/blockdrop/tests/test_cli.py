@@ -362,6 +362,7 @@ def test_modules_give_the_help_of_the_scripts(name: str, entry: Callable[[], Non
         (parsed_eval, "--model x --specialise y --policy ''", "--policy is '', but must be a digit 0 or 1 for each"),
         (parsed_eval, "--model x --repeats 1", "--repeats is 1, but must be 0, or 2 or more"),
         (parsed_eval, "--model x --batch-size 0", "--batch-size is 0"),
+        (parsed_eval, "--model x --recalibrate-bn -1", r"--recalibrate-bn is -1, but must be 0 \(off\) or a number of"),
         (parsed_eval, "--model x --output nowhere/x.json", "--output is 'nowhere/x.json'"),
         (parsed_eval, "--model x --plots taken", "--plots is 'taken', but must be a folder"),
     ],

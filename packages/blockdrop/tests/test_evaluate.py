@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from blockdrop import costs, evaluate
+from blockdrop import cli, costs, evaluate
 from blockdrop.analyse import Decisions
 from blockdrop.config import EvalConfig
-from blockdrop.evaluate import controls, decisions, main, paper_lines, print_summary, summary
+from blockdrop.evaluate import controls, decisions, main, paper_lines, print_summary, recalibrate_kept, summary
 from blockdrop.model import BlockDropNet
 from blockdrop.specialise import check_specialise, specialise
 from resless import weights
+from resless.calibrate import batch_norms
 from resless.config import DataConfig, SourceConfig
 from resless.config import EvalConfig as DenseEvalConfig
 from resless.data.pipeline import Pipeline, Shards
@@ -28,7 +30,8 @@ from resless.errors import InputError
 from resless.evaluate import Evaluation
 from resless.evaluate import main as evaluate_dense
 from resless.run import accelerator
-from resless.testing import Ended, forked, metrics
+from resless.testing import Ended, forked, metrics, succeeded
+from torch import nn
 
 DIGIT = torch.zeros(1, 1, 8, 8)
 IMAGES = 360  # test images of digits
@@ -455,6 +458,82 @@ def test_one_policys_network_is_written_where_it_is_asked_for(
     )
     printed = capsys.readouterr().out
     assert printed == f"wrote {tmp_path}/one: {len(kept)} of 9 blocks, policy {digits}\n"
+
+
+# --- statistics computed anew
+
+
+def recalibrated(net: BlockDropNet, batches: list[torch.Tensor]) -> nn.Module:
+    """By hand: the residual network with the mean of the batches' statistics, of the images that keep a block each."""
+    resnet = copy.deepcopy(net.resnet)
+    norms, found = batch_norms(resnet), []
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # the statistics are those of the last batch
+    with torch.no_grad():
+        for images in batches:
+            x, policy = resnet.net.stem(images), net.policy(images) >= 0.5
+            for block, keeps in zip(resnet.net.blocks(), policy.T, strict=True):
+                residual = block.residual(x[keeps])
+                x = block.shortcut(x)
+                x[keeps] = torch.relu(x[keeps] + residual)
+            found.append([(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms])
+        for norm, seen in zip(norms, zip(*found, strict=True), strict=True):
+            means, variances = zip(*seen, strict=True)
+            norm.running_mean.copy_(torch.stack(means).mean(dim=0))
+            norm.running_var.copy_(torch.stack(variances).mean(dim=0))
+    return resnet.net.eval()
+
+
+def statistics_of(net: nn.Module) -> list[torch.Tensor]:
+    return [statistic for norm in batch_norms(net) for statistic in (norm.running_mean, norm.running_var)]
+
+
+@pytest.fixture
+def spoiled(undecided: str, tmp_path: Path) -> str:
+    """The folder of `undecided`, the residual network's batch norms with statistics that are not of any images."""
+    net = net_of(undecided)
+    for norm in batch_norms(net.resnet):
+        norm.running_mean.add_(1)
+        norm.running_var.mul_(4)
+    weights.save_pretrained(net, tmp_path / "spoiled", preprocessing=preprocessing_of(undecided))
+    return str(tmp_path / "spoiled")
+
+
+def test_batch_norms_are_recalibrated_with_the_images_that_keep_their_block(
+    undecided: str, spoiled: str, tmp_path: Path
+) -> None:
+    """Whatever the executor; and a specialised network has the same statistics."""
+    arguments = ["--model", spoiled, "--batch-size", "64", "--repeats", "0", "--no-controls"]
+    given = ["--recalibrate-bn", "96", "--executor", "masked", "--specialise", "one", "--policy", "1" * 9]
+    succeeded(cli.evaluate, *arguments, "--output", "spoiled.json", cwd=tmp_path)
+    succeeded(cli.evaluate, *arguments, *given, "--output", "anew.json", cwd=tmp_path)
+    as_written, anew = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("spoiled", "anew"))
+
+    net, data = net_of(undecided), Pipeline(DataConfig(), 0, Shards(), preprocessing_of(undecided))
+    drawn = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:96]
+    batches = [images for images, _ in data.evaluation(data.train, 64, indices=drawn)]
+    net.resnet.net.load_state_dict(recalibrated(net, batches).state_dict())
+    found = weights.from_pretrained(tmp_path / "one")
+    assert len(statistics_of(found)) == 2 * 21, "of a stem, nine blocks of two, and two shortcuts"
+    for one, other in zip(statistics_of(found), statistics_of(net.resnet), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    expected = decisions(net, batches_of(undecided, 64), accelerator("no"))
+    assert anew["top1"] == pytest.approx(expected.top1, abs=1 / IMAGES)
+    assert abs(anew["top1"] - as_written["top1"]) > 0.1
+    assert anew["keep_rates"] == as_written["keep_rates"] == expected.kept.mean(axis=0).tolist()
+
+
+def test_a_block_that_no_image_keeps_keeps_its_statistics(spoiled: str) -> None:
+    net = net_of(spoiled)
+    with torch.no_grad():
+        net.policy.logit.bias[4] = -1e6
+    before, block = net_of(spoiled).resnet.blocks, net.resnet.blocks
+    data = Pipeline(DataConfig(), 0, Shards(), preprocessing_of(spoiled))
+    recalibrate_kept(net, data.evaluation(data.train, 64, indices=torch.arange(96)), accelerator("no"))
+    for index in range(9):
+        same = zip(statistics_of(block[index]), statistics_of(before[index]), strict=True)
+        assert all(torch.equal(one, other) for one, other in same) == (index == 4)
 
 
 def test_the_last_epoch_decides_nearly_what_the_network_was_trained_to(curriculum: Path) -> None:

@@ -14,9 +14,13 @@ from deephoyer import config as configs
 from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
 from deephoyer.train import next_arguments, penalty_of
 from resless import costs, models, weights
+from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.cli import parse
-from resless.config import DataConfig
+from resless.config import DataConfig, OptimConfig
+from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
+from resless.evaluate import evaluate
+from resless.run import accelerator
 from resless.testing import few_images, refusal, refused, run, script, succeeded, two_processes, undrawn
 from safetensors.torch import load_file
 
@@ -87,6 +91,24 @@ def test_every_recipe_is_complete() -> None:
         assert (recipe.regulariser in configs.STRUCTURAL) == recipe.structural == (pruning.rule != "elementwise")
         assert recipe.strength > 0
         assert pruning.model == (f"{recipe.run.run_dir}/model",), "the two commands find each other"
+
+
+def test_recipes_of_convolution_networks_have_the_published_schedules() -> None:
+    cifar = ("sgd", 0.1, 0.9, 1e-4, 128, 164, "step", (81, 122), 0.1)
+    imagenet = ("sgd", 0.1, 0.9, 1e-4, 256, 90, "step", (30, 60), 0.1)
+    tuned = (*imagenet[:1], 0.01, *imagenet[2:])
+    for name, training, tuning, threshold in (("cifar10", cifar, cifar, 1e-2), ("imagenet", imagenet, tuned, 1e-4)):
+        recipe, pruning = recipes.TRAIN[name], recipes.PRUNE[name]
+        assert schedule(recipe.optim) == training
+        assert schedule(pruning.optim) == tuning
+        assert recipe.regulariser == "group_hoyer_square"
+        assert (pruning.rule, pruning.threshold, pruning.sensitivity) == ("group", "fixed", threshold)
+
+
+def schedule(optim: OptimConfig) -> tuple[object, ...]:
+    """What a paper tells of its training."""
+    rates = (optim.schedule, tuple(optim.milestones), optim.gamma)
+    return (optim.optimizer, optim.lr, optim.momentum, optim.weight_decay, optim.batch_size, optim.epochs, *rates)
 
 
 def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:
@@ -189,6 +211,34 @@ def next_command(said: str) -> list[str]:
 )
 def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     assert sentence in refused(cli.train, *given, "--tied", "--strength", "1", cwd=tmp_path)
+
+
+def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, statistics = models.create("resnet8", in_channels=1), {"mean": [0.3056], "std": [0.376]}
+    with few_images(256, 120):
+        data, used = Pipeline(DataConfig(), 0, Shards(), statistics), accelerator("no")
+        recalibrate(model, calibration_batches(data, 100, 64), used)
+        expected = evaluate(model, data.evaluation(data.test), used)
+        for norm in batch_norms(model):  # no images' statistics any more
+            norm.running_mean.add_(1)
+            norm.running_var.mul_(4)
+        weights.save_pretrained(model, tmp_path / "model", preprocessing=statistics)
+        losses = []
+        for given in ([], ["--recalibrate-bn", "100"]):
+            arguments = ["--model", "model", "--batch-size", "64", "--output", "eval.json", *given]
+            succeeded(cli.evaluate, *arguments, cwd=tmp_path)
+            losses.append(json.loads((tmp_path / "eval.json").read_text())["loss"])
+    as_written, anew = losses
+    assert anew == pytest.approx(expected.loss, rel=1e-6)
+    assert as_written != pytest.approx(expected.loss, rel=1e-3)
+
+
+def test_what_cannot_be_recalibrated_is_refused(tmp_path: Path) -> None:
+    weights.save_pretrained(models.create("lenet_300_100", in_channels=1, image_size=8), tmp_path / "lenet")
+    for count, allowed in (("-1", "0 (off) or a number of images"), ("9", "0 for lenet, which has no batch norm")):
+        sentence = refused(cli.evaluate, "--model", "lenet", "--recalibrate-bn", count, cwd=tmp_path)
+        assert sentence == f"error: --recalibrate-bn is {count}, but must be {allowed}"
 
 
 def test_two_processes_train_the_same_network(tmp_path: Path) -> None:

@@ -15,8 +15,14 @@ import pytest
 import torch
 from epsilon_resnet import cli, compress, evaluate, train
 from epsilon_resnet.config import CompressConfig, EvalConfig, TrainConfig
+from epsilon_resnet.model import create
 from resless import models, weights
+from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.cli import evaluate as dense_eval
+from resless.config import DataConfig
+from resless.data.pipeline import Pipeline, Shards
+from resless.evaluate import evaluate as accuracy
+from resless.run import accelerator
 from resless.testing import entered, environment, forked, metrics, refused, run, script, succeeded
 from torch import nn
 
@@ -230,6 +236,41 @@ def test_modules_run_as_scripts_on_two_processes(trained: Path, tmp_path: Path) 
     two = json.loads((tmp_path / "two.json").read_text())
     result = json.loads((trained / "result.json").read_text())
     assert (two["images"], two["top1"], two["top5"]) == (360, result["top1"], result["top5"])
+
+
+# --- statistics computed anew
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.usefixtures("few_images")
+def test_batch_norms_are_recalibrated_before_the_evaluation(gated: bool, tmp_path: Path) -> None:
+    """Of a network as it was trained, with a discarded block, and of a plain one."""
+    torch.manual_seed(0)
+    net: nn.Module = models.create("preresnet14", in_channels=1)
+    if gated:
+        net = create("preresnet14", num_classes=10, in_channels=1, epsilon=2.5)
+        net.discarded[2] = 1.0  # type: ignore[operator, index]
+    statistics = {"mean": [0.3056], "std": [0.376]}
+    data, used = Pipeline(DataConfig(), 0, Shards(), statistics), accelerator("no")
+    recalibrate(net, calibration_batches(data, 100, 64), used)
+    expected = accuracy(net, data.evaluation(data.test), used)
+    for norm in batch_norms(net):  # no images' statistics any more
+        norm.running_mean.add_(1)
+        norm.running_var.mul_(4)
+    weights.save_pretrained(net, tmp_path / "model", preprocessing=statistics)
+    losses = []
+    for given in ([], ["--recalibrate-bn", "100"]):
+        arguments = ["--model", "model", "--batch-size", "64", "--output", "eval.json", *given]
+        succeeded(cli.evaluate, *arguments, cwd=tmp_path)
+        losses.append(json.loads((tmp_path / "eval.json").read_text())["loss"])
+    as_written, anew = losses
+    assert anew == pytest.approx(expected.loss, rel=1e-6)
+    assert as_written != pytest.approx(expected.loss, rel=1e-3)
+
+
+def test_no_negative_number_of_images_is_recalibrated_with(tmp_path: Path) -> None:
+    sentence = refused(cli.evaluate, "--model", "x", "--recalibrate-bn", "-1", cwd=tmp_path)
+    assert sentence == "error: --recalibrate-bn is -1, but must be 0 (off) or a number of images"
 
 
 # --- a network without discarded blocks

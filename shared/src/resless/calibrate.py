@@ -6,7 +6,7 @@ thousand images give those of what comes in now.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resless.errors import check
 from resless.models.folded import check_unfolded
 from resless.modes import in_eval_mode
 
@@ -26,6 +27,22 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Those of the network that have running statistics."""
     norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
     return [norm for norm in norms if norm.track_running_stats]
+
+
+def check_recalibration(model: nn.Module, count: int, name: str) -> None:
+    """Refuse `--recalibrate-bn` for a network, which messages call `name`, without statistics to compute anew.
+
+    Args:
+        model: the network.
+        count: images that the option asks for; with 0 there is nothing to refuse.
+        name: what the command line calls the network.
+
+    Raises:
+        InputError: it is folded, or has no batch norm.
+    """
+    if count:
+        check_unfolded(model, "recalibrated")
+        check(len(batch_norms(model)) > 0, "--recalibrate-bn", count, f"0 for {name}, which has no batch norm")
 
 
 def calibration_batches(data: Pipeline, count: int, batch_size: int) -> Shares:
@@ -42,15 +59,22 @@ def calibration_batches(data: Pipeline, count: int, batch_size: int) -> Shares:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator) -> None:
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    accelerator: Accelerator,
+    forward: Callable[[Tensor], object] | None = None,
+) -> None:
     """Give all batch norms, in place, the mean of the batches' means and unbiased variances, over all processes.
 
-    Batch norms alone run as in training meanwhile, dropout does not, and all modes are put back.
+    Batch norms alone run as in training meanwhile, dropout does not, and all modes are put back. Those that no image
+    reaches, of blocks that are skipped, keep their statistics.
 
     Args:
         model: images [n, C, H, W] -> anything, on the accelerator's device; the same on all processes, not wrapped.
         batches: this process's images; may be none, if another process has some.
         accelerator: its precision, and its processes.
+        forward: what runs the model on images, where a call of the model is not it.
 
     Raises:
         InputError: the network is folded: what it would need the statistics for is gone.
@@ -58,6 +82,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], acce
     check_unfolded(model, "recalibrated")
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     with in_eval_mode(model):
         for norm in norms:
             norm.reset_running_stats()
@@ -66,12 +91,14 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], acce
         try:
             for images, _ in batches:
                 with accelerator.autocast():
-                    model(images)
+                    (forward or model)(images)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     if accelerator.num_processes > 1:
         _average(norms, accelerator)
+    for norm, statistics in zip(norms, before, strict=True):
+        _restore_unseen(norm, statistics)
 
 
 def _average(norms: Iterable[_BatchNorm], accelerator: Accelerator) -> None:
@@ -85,3 +112,10 @@ def _average(norms: Iterable[_BatchNorm], accelerator: Accelerator) -> None:
         for statistic in (norm.running_mean, norm.running_var):
             statistic.copy_(accelerator.reduce(statistic * own, reduction="sum") / total)
         norm.num_batches_tracked.copy_(total)
+
+
+def _restore_unseen(norm: _BatchNorm, statistics: Mapping[str, Tensor]) -> None:
+    """Give a batch norm that has seen no batch its former statistics, by the names of its buffers."""
+    if norm.num_batches_tracked == 0:
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(statistics[name])

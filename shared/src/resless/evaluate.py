@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from resless.config import EvalConfig
-from resless.errors import InputError, check
+from resless.errors import InputError
 from resless.files import write_text
 from resless.modes import in_eval_mode
 
@@ -200,7 +200,8 @@ def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
     Raises:
         InputError: there is none, or it does not fit the images or the weights.
     """
-    from resless import calibrate, models, weights
+    from resless import models, weights
+    from resless.calibrate import check_recalibration
     from resless.data.pipeline import check_fit
 
     if config.weights is None:
@@ -209,8 +210,7 @@ def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
     else:
         model = models.create_for(config.model, images, **config.network.given())
         weights.load(model, config.weights)
-    useful = not config.recalibrate_bn or calibrate.batch_norms(model)
-    check(bool(useful), "--recalibrate-bn", config.recalibrate_bn, f"0 for {config.model}, which has no batch norm")
+    check_recalibration(model, config.recalibrate_bn, config.model)
     return model
 
 

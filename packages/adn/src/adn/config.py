@@ -206,6 +206,9 @@ class ExtractConfig:
     """For each stage, whether it skips."""
     output: str
     """Model folder to write."""
+    recalibrate_bn: int = 0
+    """Training images with which batch norms' statistics are computed anew before anything is written, as adn-eval does
+    by itself; 0 keeps them, and needs no images."""
     onnx: str | None = None
     """ONNX file to write, too."""
     overwrite: bool = False
@@ -214,9 +217,11 @@ class ExtractConfig:
     """Larger of the two batch sizes at which both networks are timed."""
     repeats: int = 10
     """Interleaved timings of each network; 0 leaves the timing out."""
+    data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
         file = Path(self.onnx or "file").absolute()
         check(file.parent.is_dir() and not file.is_dir(), "--onnx", self.onnx, "a file in a folder that exists")

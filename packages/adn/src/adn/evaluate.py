@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from resless import costs, latency, models, weights
-from resless.calibrate import calibration_batches, recalibrate
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError, check
@@ -118,6 +118,7 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     net = loaded(config, images)
     check_fit(net, images)
     net.check_size(*images.image_shape[-2:])
+    check_recalibration(net, config.recalibrate_bn, config.model)
     wanted = net.configurations() if config.skip_cfg is None else [net.check_skip(config.skip_cfg)]
     net = net.to(accelerator.device)
     if config.channels_last:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from resless import costs, latency, onnx, weights
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.report import table
+from resless.run import accelerator as new_accelerator
 from torch import Tensor, nn
 
-from adn.config import ExtractConfig
+from adn.config import EvalConfig, ExtractConfig
 from adn.evaluate import letters
 from adn.extract import extract
 from adn.model import AdaptiveNet
@@ -37,6 +41,9 @@ def main(config: ExtractConfig) -> nn.Module:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
     example = torch.zeros(1, *shape)
     known = described["metrics"].get("configurations", {}).get(name, {})
+    if config.recalibrate_bn:
+        recalibrate_as_evaluated(small, config, described["preprocessing"])
+        known = {}  # measured with other statistics
     weights.save_pretrained(
         small,
         output,
@@ -54,6 +61,21 @@ def main(config: ExtractConfig) -> nn.Module:
     if config.repeats:
         latency.show({"nothing skipped": full, name: small}, shape, (1, config.batch_size), config.repeats)
     return small
+
+
+def recalibrate_as_evaluated(plain: nn.Module, config: ExtractConfig, preprocessing: dict[str, Any]) -> None:
+    """Compute the statistics of an extracted network anew, in place, on the images and in the batches of `adn-eval`.
+
+    Raises:
+        InputError: it has no batch norm, or the images do not fit it.
+    """
+    check_recalibration(plain, config.recalibrate_bn, config.model)
+    accelerator = new_accelerator("no")
+    data = Pipeline(config.data, 0, Shards.of(accelerator, False), preprocessing)
+    check_fit(plain, data.train)
+    drawn = calibration_batches(data, config.recalibrate_bn, EvalConfig.batch_size)
+    recalibrate(plain.to(accelerator.device), drawn, accelerator)
+    plain.cpu()
 
 
 def _print_sizes(networks: dict[str, nn.Module], stored: dict[str, nn.Module], output: Path, example: Tensor) -> None:

@@ -183,6 +183,9 @@ class EvalConfig(BackboneConfig):
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""
+    recalibrate_bn: int = 0
+    """Training images with which the statistics of the residual network's batch norms are computed anew before
+    evaluation, of each block with those that keep it; 0 keeps them. The network of --specialise has them, too."""
     plots: str | None = None
     """Folder to write pictures of the policies to."""
     output: str | None = None
@@ -193,6 +196,7 @@ class EvalConfig(BackboneConfig):
         super().__post_init__()
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
+        check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
         digits = self.policy is None or (self.policy != "" and set(self.policy) <= {"0", "1"})
         check(digits, "--policy", self.policy, "a digit 0 or 1 for each block")
         plots = self.plots is None or not Path(self.plots).exists() or Path(self.plots).is_dir()

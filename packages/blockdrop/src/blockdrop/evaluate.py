@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.loaders import EvalBatches
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.data.stream import StreamEvalBatches
 from resless.errors import InputError
-from resless.evaluate import average_buffers
+from resless.evaluate import Shares, average_buffers
 from resless.files import write_text
+from resless.modes import in_eval_mode
 from resless.report import table
 from resless.run import Run
 from resless.run import accelerator as new_accelerator
@@ -80,6 +82,24 @@ def decisions(
         raise RuntimeError(f"evaluated {len(seen)} images, but the data set has {batches.num_images}")
     by_image = np.argsort(seen)
     return Decisions(kept[by_image], correct[by_image], classes[by_image], seen[by_image])
+
+
+def recalibrate_kept(net: BlockDropNet, batches: Shares, accelerator: Accelerator) -> None:
+    """`recalibrate` the residual network, in place, each block with the images that keep it.
+
+    The policy network decides, and stays as it is. A block that no image keeps does, too.
+
+    Args:
+        net: on the accelerator's device; its mode is put back afterwards.
+        batches, accelerator: as of `recalibrate`, which says what is raised, too.
+    """
+
+    def forward(images: Tensor) -> Tensor:
+        # Masked, a block's batch norms would see all images; grouped, those of one policy at a time.
+        return net.resnet(images, net.decide(images), "gathered")
+
+    with in_eval_mode(net):
+        recalibrate(net.resnet, batches, accelerator, forward)
 
 
 def summary(found: Decisions, cost: BlockCosts) -> dict[str, Any]:
@@ -267,6 +287,7 @@ def main(config: EvalConfig) -> dict[str, Any]:
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
     net, preprocessing = loading.trained(config, config.load or config.model)
     check_specialise(config, net)
+    check_recalibration(net.resnet, config.recalibrate_bn, config.load or config.model)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(config.data, config.seed, shards, preprocessing)
     images = data.train if config.split == "train" else data.test
@@ -276,6 +297,9 @@ def main(config: EvalConfig) -> dict[str, Any]:
         net = net.to(memory_format=torch.channels_last)
     batches, example = data.evaluation(images, config.batch_size), torch.zeros(1, *images.image_shape)
     cost = costs.count(net, example)
+    if config.recalibrate_bn:
+        drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
+        recalibrate_kept(net, drawn, accelerator)
     found, result = measured(
         net, batches, accelerator, cost, seed=config.seed, compare=config.controls, executor=config.executor
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from resless import models
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.files import write_text
@@ -28,8 +29,12 @@ def main(config: EvalConfig) -> SparsityReport:
     images = data.train if config.split == "train" else data.test
     model = source.network(partial(models.create_for, config.model, images))
     check_fit(model, images)
+    check_recalibration(model, config.recalibrate_bn, config.model)
     left = sparsity(model, torch.zeros(1, *images.image_shape))
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
+    if config.recalibrate_bn:
+        drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
+        recalibrate(accelerator.unwrap_model(model), drawn, accelerator)
     result = evaluate(model, data.evaluation(images, config.batch_size), accelerator)
     if accelerator.is_main_process:
         row = [config.split, f"{result.images:,}", f"{100 * result.top1:.2f}", f"{result.loss:.4f}"]

@@ -179,10 +179,13 @@ class EvalConfig:
     """Precision of the forward passes."""
     channels_last: bool = False
     """Layout of images and convolution weights."""
+    recalibrate_bn: int = 0
+    """Training images with which the statistics of batch norms are computed anew before evaluation; 0 keeps them."""
     output: str | None = None
     """JSON file to write the result to."""
     data: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
+        check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
         check_output(self.output)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from resless import costs
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.evaluate import evaluate
@@ -31,6 +32,7 @@ def main(config: EvalConfig) -> dict[str, Any]:
     images = data.train if config.split == "train" else data.test
     check_fit(model, images)
     blocks, running = count_blocks(model, known["metrics"])
+    check_recalibration(model, config.recalibrate_bn, config.model)
     found: dict[str, Any] = {
         "blocks": blocks,
         "running_blocks": running,
@@ -38,6 +40,9 @@ def main(config: EvalConfig) -> dict[str, Any]:
         "macs": costs.macs(model, torch.zeros(1, *images.image_shape)),
     }
     model = accelerator.prepare(model.to(memory_format=torch.channels_last) if config.channels_last else model)
+    if config.recalibrate_bn:
+        drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
+        recalibrate(accelerator.unwrap_model(model), drawn, accelerator)
     result = evaluate(model, data.evaluation(images, config.batch_size), accelerator)
     found = asdict(result) | {"error": 1 - result.top1} | found
     if accelerator.is_main_process:
