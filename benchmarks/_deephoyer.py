@@ -14,7 +14,7 @@ PICTURED_BATCH = 256
 LABELS = {
     "group_hoyer_square": "Group-HS",
     "group_hoyer_square-8s": "Group-HS, widths in 8s",
-    "group_hoyer_square-8s-memory": "Group-HS, widths in 8s, memory counted",
+    "group_hoyer_square-memory": "Group-HS, memory counted",
     "group_hoyer_square-own": "Group-HS, each tensor by itself",
     "group_lasso": "group lasso",
     "thinner": "thinner, trained as long",

@@ -49,7 +49,7 @@ class Point:
 
 def of_deephoyer(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Compacted networks, and thinner ones trained from fresh weights."""
-    names = LABELS | {"group_hoyer_square": "DeepHoyer", "group_hoyer_square-8s": "DeepHoyer, widths in 8s"}
+    names = {name: label.replace("Group-HS", "DeepHoyer") for name, label in LABELS.items()}
     dense = file["latency"][0]["macs"]
     for run in file["networks"]:
         setting = f"strength {run['strength']:g}" if "strength" in run else f"{100 * run['budget']:.0f} % of the MACs"

@@ -41,7 +41,7 @@ BUDGETS = (0.7, 0.5, 0.35, 0.25)
 PUSH = {
     "group_hoyer_square": (0.04, 0.06, 0.08, 0.1),
     "group_hoyer_square-8s": (0.04, 0.06, 0.08, 0.1),
-    "group_hoyer_square-8s-memory": (0.04, 0.06, 0.08, 0.1),
+    "group_hoyer_square-memory": (0.04, 0.06, 0.08, 0.1),
     "group_hoyer_square-own": (0.04, 0.06, 0.08, 0.1),
     "group_lasso": (6e-3, 1e-2, 1.4e-2, 2e-2),
 }
