@@ -180,7 +180,7 @@ def test_the_script_ends_in_one_comparison_of_six_networks(resumed: Resumed) -> 
 
 def test_ctrl_c_waits_for_the_command_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "saves"
-    script.write_text("#!/bin/sh\ntrap 'sleep 1; touch saved; exit 130' INT\nkill -INT 0\nsleep 20\n")
+    script.write_text("#!/bin/sh\ntrap 'sleep 1; touch saved; exit 130' INT\nsleep 2\nkill -INT 0\nsleep 20\n")
     script.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

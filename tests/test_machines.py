@@ -148,9 +148,7 @@ def _imported_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     ("module", "launch", "killed"),
     [
         ("resless.train", by_one_launcher, 1),
-        ("epsilon_resnet.train", by_one_launcher, 0),
         ("adn.train", by_one_launcher, 1),
-        ("resless.train", by_two_launchers, 0),
         ("epsilon_resnet.train", by_two_launchers, 1),
     ],
 )
