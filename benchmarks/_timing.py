@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def against_the_first(
     repeats: int,
     warmup: int = 5,
     device: str = "cpu",
-    peers: Mapping[str, str] = MappingProxyType({}),
+    peers: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every network against the first one, in turns, on random images: speed-up, and how much of that by MACs it is.
 
@@ -71,7 +70,7 @@ def against_the_first(
                         "environment": timing.environment,
                     }
                 )
-                if name in peers:
+                if peers and name in peers:
                     found[-1]["over_peer"] = vars(latency.speedup(timings[peers[name]], timing))
     return found
 

@@ -122,7 +122,7 @@ def test_what_a_reader_copies_runs(readme: str, folder: Path) -> None:
 def test_published_weights_are_loaded_as_the_readme_says(folder: Path) -> None:
     prepare("shared/README.md")
     (block,) = blocks("shared/README.md", "python")
-    saved = torch.load(PUBLISHED)["state_dict"]
+    saved = torch.load(PUBLISHED, weights_only=True)["state_dict"]
     for key, tensor in run_python(block)["model"].state_dict().items():
         assert torch.equal(tensor, saved[f"module.{key}"]), key
 

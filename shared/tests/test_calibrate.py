@@ -130,7 +130,7 @@ def test_processes_average_by_the_batches_that_each_has_seen(tmp_path: Path) -> 
         for key, tensor in whole.state_dict().items():
             torch.testing.assert_close(found[key], tensor)
     for name in ("unseen-0", "unseen-1"):
-        torch.testing.assert_close(torch.load(tmp_path / name), network()[5].state_dict())
+        torch.testing.assert_close(torch.load(tmp_path / name, weights_only=True), network()[5].state_dict())
 
 
 def test_images_are_drawn_from_those_that_are_not_held_out() -> None:

@@ -252,8 +252,10 @@ def test_without_a_checksum_any_tensors_that_fit_are_loaded(tmp_path: Path) -> N
 
 
 def test_a_checksum_may_be_in_capitals(tmp_path: Path) -> None:
-    weights.save_pretrained(small_lenet(), tmp_path)
+    saved = small_lenet()
+    weights.save_pretrained(saved, tmp_path)
     edited(lambda config: config.update(tensors_sha256=config["tensors_sha256"].upper()))(tmp_path)
+    assert_equal_states(weights.from_pretrained(tmp_path), saved)
     for read in readers(tmp_path):
         read()
 

@@ -14,14 +14,20 @@ from deephoyer import config as configs
 from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
 from deephoyer.train import next_arguments, penalty_of
 from resless import costs, models, weights
-from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.cli import parse
 from resless.config import DataConfig, OptimConfig
-from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
-from resless.evaluate import evaluate
-from resless.run import accelerator
-from resless.testing import few_images, refusal, refused, run, script, succeeded, two_processes, undrawn
+from resless.testing import (
+    assert_recalibrates,
+    few_images,
+    refusal,
+    refused,
+    run,
+    script,
+    succeeded,
+    two_processes,
+    undrawn,
+)
 from safetensors.torch import load_file
 
 
@@ -215,23 +221,8 @@ def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_
 
 def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, statistics = models.create("resnet8", in_channels=1), {"mean": [0.3056], "std": [0.376]}
     with few_images(256, 120):
-        data, used = Pipeline(DataConfig(), 0, Shards(), statistics), accelerator("no")
-        recalibrate(model, calibration_batches(data, 100, 64), used)
-        expected = evaluate(model, data.evaluation(data.test), used)
-        for norm in batch_norms(model):  # no images' statistics any more
-            norm.running_mean.add_(1)
-            norm.running_var.mul_(4)
-        weights.save_pretrained(model, tmp_path / "model", preprocessing=statistics)
-        losses = []
-        for given in ([], ["--recalibrate-bn", "100"]):
-            arguments = ["--model", "model", "--batch-size", "64", "--output", "eval.json", *given]
-            succeeded(cli.evaluate, *arguments, cwd=tmp_path)
-            losses.append(json.loads((tmp_path / "eval.json").read_text())["loss"])
-    as_written, anew = losses
-    assert anew == pytest.approx(expected.loss, rel=1e-6)
-    assert as_written != pytest.approx(expected.loss, rel=1e-3)
+        assert_recalibrates(cli.evaluate, models.create("resnet8", in_channels=1), tmp_path)
 
 
 def test_what_cannot_be_recalibrated_is_refused(tmp_path: Path) -> None:

@@ -106,11 +106,12 @@ def test_a_fresh_process_rebuilds_every_network_from_its_folder(tmp_path: Path) 
         weights.save_pretrained(compacted(name), tmp_path / folder, example=digits(name, 1))
     torch.save({folder: digits(name) for name, folder in folders.items()}, tmp_path / "images.pt")
     code = (
-        "import torch; from resless.weights import from_pretrained; images = torch.load('images.pt');"
+        "import torch; from resless.weights import from_pretrained;"
+        "images = torch.load('images.pt', weights_only=True);"
         "torch.save({folder: from_pretrained(folder)(images[folder]) for folder in images}, 'logits.pt')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True)
-    found = torch.load(tmp_path / "logits.pt")
+    found = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert len(found) == len(FAMILIES)
     for name, folder in folders.items():
         assert torch.equal(found[folder], compacted(name)(digits(name))), name

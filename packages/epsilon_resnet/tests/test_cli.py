@@ -17,13 +17,8 @@ from epsilon_resnet import cli, compress, evaluate, train
 from epsilon_resnet.config import CompressConfig, EvalConfig, TrainConfig
 from epsilon_resnet.model import create
 from resless import models, weights
-from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.cli import evaluate as dense_eval
-from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
-from resless.evaluate import evaluate as accuracy
-from resless.run import accelerator
-from resless.testing import entered, environment, forked, metrics, refused, run, script, succeeded
+from resless.testing import assert_recalibrates, entered, environment, forked, metrics, refused, run, script, succeeded
 from torch import nn
 
 SCRIPTS: dict[str, Callable[[], None]] = {"train": cli.train, "compress": cli.compress, "eval": cli.evaluate}
@@ -250,22 +245,7 @@ def test_batch_norms_are_recalibrated_before_the_evaluation(gated: bool, tmp_pat
     if gated:
         net = create("preresnet14", num_classes=10, in_channels=1, epsilon=2.5)
         net.discarded[2] = 1.0  # type: ignore[operator, index]
-    statistics = {"mean": [0.3056], "std": [0.376]}
-    data, used = Pipeline(DataConfig(), 0, Shards(), statistics), accelerator("no")
-    recalibrate(net, calibration_batches(data, 100, 64), used)
-    expected = accuracy(net, data.evaluation(data.test), used)
-    for norm in batch_norms(net):  # no images' statistics any more
-        norm.running_mean.add_(1)
-        norm.running_var.mul_(4)
-    weights.save_pretrained(net, tmp_path / "model", preprocessing=statistics)
-    losses = []
-    for given in ([], ["--recalibrate-bn", "100"]):
-        arguments = ["--model", "model", "--batch-size", "64", "--output", "eval.json", *given]
-        succeeded(cli.evaluate, *arguments, cwd=tmp_path)
-        losses.append(json.loads((tmp_path / "eval.json").read_text())["loss"])
-    as_written, anew = losses
-    assert anew == pytest.approx(expected.loss, rel=1e-6)
-    assert as_written != pytest.approx(expected.loss, rel=1e-3)
+    assert_recalibrates(cli.evaluate, net, tmp_path)
 
 
 def test_no_negative_number_of_images_is_recalibrated_with(tmp_path: Path) -> None:

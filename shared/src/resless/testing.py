@@ -29,9 +29,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
-from resless import report
+from resless import report, weights
 from resless import run as run_module
+from resless.calibrate import batch_norms, calibration_batches, recalibrate
+from resless.config import DataConfig
 from resless.data import Images, pipeline
+from resless.evaluate import evaluate
 
 TIMEOUT_S = 300
 _ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -321,3 +324,30 @@ def assert_every_parameter_gets_gradient(model: nn.Module, loss: torch.Tensor) -
         assert parameter.grad is not None, f"{name} got no gradient"
         assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite"
         assert parameter.grad.abs().max() > 0, f"the gradient of {name} is zero"
+
+
+def assert_recalibrates(entry: Callable[[], None], net: nn.Module, folder: Path) -> None:
+    """`--recalibrate-bn` of a command that evaluates gives a network of the digits the loss that the function gives.
+
+    Args:
+        entry: the command's entry point.
+        net: takes images [N, 1, 8, 8]; its batch norms lose their statistics.
+        folder: where everything is written.
+    """
+    statistics = {"mean": [0.3056], "std": [0.376]}
+    data, used = pipeline.Pipeline(DataConfig(), 0, pipeline.Shards(), statistics), run_module.accelerator("no")
+    recalibrate(net, calibration_batches(data, 100, 64), used)
+    expected = evaluate(net, data.evaluation(data.test), used).loss
+    for norm in batch_norms(net):  # no images' statistics any more
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.add_(1)
+        norm.running_var.mul_(4)
+    weights.save_pretrained(net, folder / "model", preprocessing=statistics)
+    losses = []
+    for given in ([], ["--recalibrate-bn", "100"]):
+        succeeded(entry, "--model", "model", "--batch-size", "64", "--output", "eval.json", *given, cwd=folder)
+        losses.append(json.loads((folder / "eval.json").read_text())["loss"])
+    as_written, anew = losses
+    assert anew == pytest.approx(expected, rel=1e-6)
+    assert as_written != pytest.approx(expected, rel=1e-3)
