@@ -41,12 +41,13 @@ LINT = [
 ]
 
 
-def install(session: nox.Session, papers: list[str], *more: str, compiled: bool = True) -> None:
+def install(session: nox.Session, papers: list[str], *more: str) -> None:
     """Install `resless`, the given papers and `more` (other requirements and options), and nothing else.
 
-    `compiled` once here, instead of in each of the many processes of tests.
+    What is imported is compiled by the first of the many processes of tests, even where the shell says otherwise; to
+    compile all that is installed would take longer.
     """
-    session.env["UV_COMPILE_BYTECODE"] = str(int(compiled))
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     session.install("./shared", *(f"./packages/{paper}" for paper in papers), *more)
     session.env["RESLESS_PAPERS"] = ",".join(papers)  # tests/test_independence.py compares it with what is installed
 
@@ -88,7 +89,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run every check of style, imports and types; arguments after -- (as --fix) go to `ruff check`."""
-    install(session, PAPERS, "ruff==0.17.*", "import-linter>=2.5,<3", "mypy==2.4.*", "pytest>=8", compiled=False)
+    install(session, PAPERS, "ruff==0.17.*", "import-linter>=2.5,<3", "mypy==2.4.*", "pytest>=8")
     failed = []
     for command in LINT:
         try:

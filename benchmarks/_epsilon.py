@@ -29,14 +29,21 @@ def epsilon_cifar(file: Mapping[str, Any]) -> str:
                 *(against_ideal(timing) for timing in timings),
             ]
         )
-    columns = [f"n = {run['settings']['n']}", "test error", "blocks discarded", "parameters", "MACs"]
+    columns = [
+        f"n = {file['networks']['plain']['settings']['n']}",
+        "test error",
+        "blocks discarded",
+        "parameters",
+        "MACs",
+    ]
     columns += [f"speed-up, {PRECISIONS[timing['precision']]}, batch {timing['batch_size']}" for timing in timings]
     return report.markdown(columns, rows)
 
 
 def shown(name: str) -> str:
-    """A network's name with the Greek letter."""
-    return name.replace("epsilon", "ε")
+    """A network's name with the Greek letter, and the layers of a shallower one."""
+    kind, _, number = name.partition(" ")
+    return f"plain, {2 + 6 * int(number)} layers" if kind == "shallower" else name.replace("epsilon", "ε")
 
 
 def against_ideal(timing: Mapping[str, Any]) -> str:
@@ -61,8 +68,9 @@ def draw_epsilon_cifar(file: Mapping[str, Any], name: str) -> None:
     for axes, (label, costs) in zip(drawing.subplots(1, 2, sharey=True), points.items(), strict=True):
         report.style(axes)
         for number, (network, run) in enumerate(file["networks"].items()):
-            error = 100 * (1 - run["result"]["top1"])
-            axes.plot(costs[network], error, "o", color=report.COLOURS[number], label=shown(network))
+            error, shallower = 100 * (1 - run["result"]["top1"]), network.startswith("shallower")
+            marker, colour = ("x", "dimgray") if shallower else ("o", report.COLOURS[number])
+            axes.plot(costs[network], error, marker, color=colour, label=shown(network))
         axes.set(xlabel=label)
     axes.figure.axes[0].set(ylabel="test error, %")
     axes.legend(frameon=False, fontsize=8)

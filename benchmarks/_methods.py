@@ -28,9 +28,17 @@ class Point:
     network: str
     setting: str
     seed: int
+    epochs: int
+    """Over the training images in all; the method's own where it starts from a network that was given."""
     top1: float
+    parameters: int | None
+    """None where the results do not say."""
     macs: float
     """An image, on average; of BlockDrop with its policy network."""
+    speedup_1: float | None
+    """Measured over the dense network, on a processor in float32, one image at a time; None where it was not timed."""
+    speedup_256: float | None
+    """The same, 256 images at a time."""
     dense_top1: float
     dense_macs: float
     source: str
@@ -47,6 +55,13 @@ class Point:
         return 100 * (self.dense_top1 - self.top1)
 
 
+def speedups(latency: Sequence[Mapping[str, Any]], network: str) -> tuple[float | None, float | None]:
+    """Of a network, in float32, for batches of 1 and of 256."""
+    found = {row["batch_size"]: row for row in latency if (row["network"], row["precision"]) == (network, "fp32")}
+    one, many = (found[size]["speedup"]["median"] if size in found else None for size in (1, 256))
+    return one, many
+
+
 def of_deephoyer(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Compacted networks, and thinner ones trained from fresh weights."""
     names = {name: label.replace("Group-HS", "DeepHoyer") for name, label in LABELS.items()}
@@ -54,30 +69,47 @@ def of_deephoyer(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     for run in file["networks"]:
         setting = f"strength {run['strength']:g}" if "strength" in run else f"{100 * run['budget']:.0f} % of the MACs"
         seed = run["training"]["settings"]["run"]["seed"]
-        cost = (accuracy(run), run["macs"], file["dense"]["top1"], dense)
-        yield Point(names[run["name"]], network, setting, seed, *cost, file["benchmark"])
+        epochs = sum(len(run[stage]["epochs"]) for stage in ("training", "tuning") if stage in run)
+        faster = speedups(file["latency"], f"{run['name']} {run['budget']:g}") if seed == 0 else (None, None)
+        facts = (seed, epochs, accuracy(run), run["parameters"], run["macs"], *faster)
+        yield Point(names[run["name"]], network, setting, *facts, file["dense"]["top1"], dense, file["benchmark"])
 
 
 def of_blockdrop(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Networks and policies that were fine-tuned together; the dense one is the backbone that they started from."""
     dense = file["finetuned"][0]["result"]["controls"]["dense"]
+    throughput = (read("blockdrop-throughput") or {"results": []})["results"]
+    rounds = {run["settings"]["penalty"]: len(run["epochs"]) for run in file["finetuned"] if "first_penalty" not in run}
     for run in file["finetuned"]:
         found = run["result"]
-        setting = f"penalty {run['settings']['penalty']:g}"
+        setting, epochs = f"penalty {run['settings']['penalty']:g}", len(file["curriculum"]["epochs"])
         if "first_penalty" in run:
             setting = f"penalty {run['first_penalty']:g}, then {run['settings']['penalty']:g}"
-        cost = (found["top1"], found["macs"], dense["top1"], dense["macs"])
-        yield Point("BlockDrop", network, setting, run["settings"]["run"]["seed"], *cost, file["benchmark"])
+            epochs += rounds[run["first_penalty"]]
+        faster = (skipping(throughput, network, found["blocks_used"], size) for size in (1, 256))
+        facts = (run["settings"]["run"]["seed"], epochs + len(run["epochs"]), found["top1"], None, found["macs"])
+        yield Point("BlockDrop", network, setting, *facts, *faster, dense["top1"], dense["macs"], file["benchmark"])
+
+
+def skipping(throughput: Sequence[Mapping[str, Any]], network: str, blocks: float, size: int) -> float | None:
+    """How much faster a trained network is that keeps as many blocks, by which its time is decided; None if untimed."""
+    trained = [row for row in throughput if (row["model"], row["keep_rate"]) == (network, None)]
+    alike = [row for row in trained if row["precision"] == "fp32" and abs(row["blocks_used"] - blocks) < 0.5]
+    return next((row["speedup"]["median"] for row in alike if row["batch_size"] == size), None)
 
 
 def of_epsilon(file: Mapping[str, Any], network: str) -> Iterator[Point]:
-    """Networks that discarded blocks; the dense one is that of the same training without a gate."""
+    """Networks that discarded blocks, and shallower ones; the dense one is that of the same training without a gate."""
     plain = file["networks"]["plain"]
     for name, run in file["networks"].items():
-        if name.startswith("epsilon "):
-            cost = (run["result"]["top1"], run["macs"], plain["result"]["top1"], plain["macs"])
-            setting, seed = f"ε {run['settings']['epsilon']:g}", run["settings"]["run"]["seed"]
-            yield Point("ε-ResNet", network, setting, seed, *cost, file["benchmark"])
+        kind = name.partition(" ")[0]
+        if kind not in ("epsilon", "shallower"):
+            continue
+        setting = f"ε {run['settings']['epsilon']:g}" if kind == "epsilon" else f"{2 + 6 * run['settings']['n']} layers"
+        facts = (run["settings"]["run"]["seed"], len(run["epochs"]), run["result"]["top1"], run["parameters"])
+        cost = (run["macs"], *speedups(file["latency"], name), plain["result"]["top1"], plain["macs"])
+        method = "ε-ResNet" if kind == "epsilon" else BASELINES[0]
+        yield Point(method, network, setting, *facts, *cost, file["benchmark"])
 
 
 def of_adn(file: Mapping[str, Any], network: str) -> Iterator[Point]:
@@ -92,8 +124,21 @@ def of_adn(file: Mapping[str, Any], network: str) -> Iterator[Point]:
         method = "ADN" if run["network"] == "adaptive" else BASELINES[0]
         for name, found in run["result"]["configurations"].items():
             setting = f"skips {name}" if method == "ADN" else "the base-net"
-            cost = (found["top1"], found["macs"], dense["top1"], dense["macs"])
-            yield Point(method, network, setting, run["seed"], *cost, file["benchmark"])
+            faster = speedups(file.get("latency", []), name if method == "ADN" else "TTT")  # the same layers
+            facts = (run["seed"], len(run["epochs"]), found["top1"], found["parameters"], found["macs"], *faster)
+            yield Point(method, network, setting, *facts, dense["top1"], dense["macs"], file["benchmark"])
+
+
+def of_given(file: Mapping[str, Any], _: str) -> Iterator[Point]:
+    """Shallower networks that were trained elsewhere, beside each deeper one."""
+    started_from = {network for points_of, network in READERS.values() if points_of is not of_given}
+    for network in sorted(started_from & set(file["latency"])):
+        dense, latency = file["networks"][network], file["latency"][network]
+        for name in dict.fromkeys(row["network"] for row in latency if row["network"] != network):
+            one = file["networks"][name]
+            facts = (0, 0, one["result"]["top1"], one["parameters"], one["macs"], *speedups(latency, name))
+            cost = (dense["result"]["top1"], dense["macs"])
+            yield Point(BASELINES[0], network, f"{name}, given", *facts, *cost, file["benchmark"])
 
 
 READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], str]] = {
@@ -105,8 +150,9 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], st
     "epsilon-cifar-n18": (of_epsilon, "preresnet110"),
     "adn-cifar": (of_adn, "resnet20"),
     "adn-cifar-resnet56": (of_adn, "resnet56"),
+    "given-cifar": (of_given, ""),
 }
-"""By benchmark: what reads its results, and the network that it starts from."""
+"""By benchmark: what reads its results, and the network that it starts from; of several, these tell it."""
 
 
 def points() -> list[Point]:
@@ -127,14 +173,43 @@ def write_points(found: Sequence[Point]) -> None:
 
 
 def draw_points(found: Sequence[Point]) -> None:
-    """Points of accuracy lost against the share of MACs that is left, of every method and baseline."""
-    drawing, axes = report.figure()
-    colours, markers = cycle(report.COLOURS), cycle("x+1^")
-    for method in dict.fromkeys(point.method for point in found):
-        mine = sorted((100 * point.share, -point.lost) for point in found if point.method == method)
-        marker, colour = (next(markers), "dimgray") if method in BASELINES else ("o", next(colours))
-        axes.plot(*zip(*mine, strict=True), marker, color=colour, label=method, markersize=5)
-    axes.plot(100, 0, "k*", markersize=10, label="the dense network of each")
-    axes.set(xlabel="MACs, % of the dense network's", ylabel="accuracy above the dense network's, points")
-    axes.legend(frameon=False, fontsize=8)
+    """Points of accuracy lost, of every method and baseline, against what is left of the MACs and of a batch's time."""
+    drawing = report.canvas(9, 4.4)
+    by_macs, by_time = drawing.subplots(1, 2, sharey=True)
+    timed = [point for point in found if point.speedup_256]
+    panels: list[tuple[Any, Sequence[Point], Callable[[Point], float], str]] = [
+        (by_macs, found, lambda point: point.share, "MACs, % of the dense network's"),
+        (
+            by_time,
+            timed,
+            lambda point: 1 / (point.speedup_256 or 1),
+            "time of a batch of 256, % of the dense network's",
+        ),
+    ]
+    for axes, mine, left, label in panels:
+        report.style(axes)
+        colours, markers = cycle(report.COLOURS), cycle("x+1^")
+        for method in dict.fromkeys(point.method for point in found):
+            line = sorted((100 * left(point), -point.lost) for point in mine if point.method == method)
+            marker, colour = (next(markers), "dimgray") if method in BASELINES else ("o", next(colours))
+            axes.plot([x for x, _ in line], [y for _, y in line], marker, color=colour, label=method, markersize=5)
+        axes.plot(100, 0, "k*", markersize=10, label="the dense network of each")
+        axes.set(xlabel=label)
+    by_macs.set(ylabel="accuracy above the dense network's, points")
+    drawing.legend(*by_macs.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     report.save(drawing, FOLDER / "methods-cifar.png")
+
+
+def about_half(found: Sequence[Point]) -> str:
+    """A table: of each method on each network, the point whose MACs are nearest to half of the dense network's, of
+    several that cost the same the one that was trained for longest."""
+    rows = []
+    for method, network in dict.fromkeys((point.method, point.network) for point in found):
+        mine = [point for point in found if (point.method, point.network) == (method, network)]
+        point = min(mine, key=lambda point: (abs(point.share - 0.5), -point.epochs))
+        faster = (f"{each:.2f} x" if each else "" for each in (point.speedup_1, point.speedup_256))
+        epochs = f"{point.epochs}" if point.epochs else "given"
+        row = [network, method, point.setting, epochs, f"{100 * point.share:.0f} %", f"{point.lost:+.2f}", *faster]
+        rows.append((network, method in BASELINES, row))
+    columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "faster, batch 1", "batch 256"]
+    return report.markdown(columns, [row for *_, row in sorted(rows, key=lambda found: found[:2])])

@@ -1,4 +1,4 @@
-"""ε-ResNet on CIFAR-10, 32 or 110 layers: plain, with a side head, and with blocks that discard themselves.
+"""ε-ResNet on CIFAR-10, 32 or 110 layers: plain, with a side head, with blocks that discard themselves, and shallower.
 
     python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10
     python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10 --n 18   # where a GPU is at hand
@@ -27,6 +27,8 @@ from resless.errors import check
 
 RECIPES = {5: "cifar10_short", 18: "cifar10_n18_short"}
 EPSILONS = {5: (3.5, 4.5, 5.5, 6.5, 7.5), 18: (2.0, 2.5, 3.5)}
+SHALLOWER = {5: (4, 3, 2), 18: (12, 9, 6)}
+"""Blocks in each stage of plain networks that are trained as long."""
 PLAIN = {"plain": ["--epsilon", "0", "--side-weight", "0"], "plain, side head": ["--epsilon", "0"]}
 
 
@@ -39,7 +41,8 @@ class Options:
     n: Literal[5, 18] = 5
     """Blocks in each of the three stages."""
     names: tuple[str, ...] | None = None
-    """Networks to train, `plain`, `plain, side head` or `epsilon NUMBER`, the plain one first; None takes all."""
+    """Networks to train, `plain`, `plain, side head`, `epsilon NUMBER` or `shallower BLOCKS` (in each stage), the plain
+    one first; None takes all."""
     runs: str | None = None
     """Folder of the runs; None takes runs/ and the name of the results."""
     collect: bool = True
@@ -51,8 +54,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in self.networks:
-            known = name in PLAIN or re.fullmatch(r"epsilon \d+(\.\d+)?", name)
-            check(bool(known), "--names", name, "plain, 'plain, side head' or 'epsilon NUMBER'")
+            known = name in PLAIN or re.fullmatch(r"epsilon \d+(\.\d+)?|shallower [1-9]\d*", name)
+            check(bool(known), "--names", name, "plain, 'plain, side head', 'epsilon NUMBER' or 'shallower BLOCKS'")
         first = self.networks[0]
         check(not self.collect or first == "plain", "the first of --names", first, "plain, or add --no-collect")
 
@@ -64,7 +67,8 @@ class Options:
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks."""
-        return self.names or (*PLAIN, *(f"epsilon {epsilon:g}" for epsilon in EPSILONS[self.n]))
+        discarding = (f"epsilon {epsilon:g}" for epsilon in EPSILONS[self.n])
+        return self.names or (*PLAIN, *discarding, *(f"shallower {blocks}" for blocks in SHALLOWER[self.n]))
 
 
 def main(options: Options) -> None:
@@ -79,8 +83,7 @@ def train(name: str, options: Options) -> dict[str, Any]:
     """One run of the recipe, and its compression, unless they are there; what came out."""
     folder = folder_of(name, options)
     images = data(options.data_dir)
-    settings = PLAIN.get(name) or ["--epsilon", name.removeprefix("epsilon ")]
-    trained = run("epsilon_resnet.train", RECIPES[options.n], folder, [*settings, *images])
+    trained = run("epsilon_resnet.train", RECIPES[options.n], folder, [*settings(name), *images])
     if trained["result"]["discarded"] and not (folder / "compressed").exists():
         # What is discarded but has not decayed in so few epochs goes too: the accuracy is measured before and after.
         command = [sys.executable, "-m", "epsilon_resnet.compress", "--model", str(folder), "--force", "--repeats", "0"]
@@ -91,6 +94,14 @@ def train(name: str, options: Options) -> dict[str, Any]:
         "parameters": costs.count_parameters(network),
         "macs": costs.macs(network, torch.zeros(1, 3, 32, 32)),
     }
+
+
+def settings(name: str) -> list[str]:
+    """The arguments by which a network differs from the others."""
+    kind, _, number = name.partition(" ")
+    if kind == "epsilon":
+        return ["--epsilon", number]
+    return ["--n", number, *PLAIN["plain"]] if kind == "shallower" else PLAIN[name]
 
 
 def timed(options: Options) -> list[dict[str, Any]]:

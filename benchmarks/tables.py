@@ -18,7 +18,7 @@ from _deephoyer import deephoyer_cifar, deephoyer_peer, deephoyer_speed, draw_de
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
 from _gallery import write_gallery
-from _methods import draw_points, points, write_points
+from _methods import about_half, draw_points, points, write_points
 from _results import FOLDER, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -82,6 +82,7 @@ def main() -> None:
     if measured := read("composition"):
         tables["composition"] = composition(measured)
     if found := points():
+        tables["methods-cifar"] = about_half(found)
         write_points(found)
         draw_points(found)
     for path in READMES:
