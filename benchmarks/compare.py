@@ -3,6 +3,8 @@
     python benchmarks/compare.py                                             # embedded digits, some minutes
     python benchmarks/compare.py --dataset cifar10 --data-dir FOLDER --epochs 12 --pad 4 --flip \\
         --mixed-precision auto --channels-last
+    python benchmarks/compare.py ... --pretrained resnet20-12fca82f.th --shortcut subsample \\
+        --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225      # a network that is trained already
 
 Each step is a command that a user could type, and is printed before it runs. Finished steps below `--runs` are not
 repeated, and one that was interrupted goes on where it was; `seconds.json` there says how long each took. DeepHoyer and
@@ -39,6 +41,14 @@ class Options:
     """Folder that holds the data set; None looks it up on the hub. `digits` comes with the package."""
     model: str = "resnet20"
     """Residual network for CIFAR-sized images, of depth 6n + 2."""
+    pretrained: str | None = None
+    """Model folder, or foreign checkpoint, of the dense network; None trains one."""
+    shortcut: Literal["conv", "subsample", "avgpool"] | None = None
+    """Shortcut of a checkpoint's network; None means conv."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that a checkpoint was trained with; None takes the model folder's, else the data set's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
     share: float = 0.5
     """Part of the dense network's MACs that DeepHoyer keeps."""
     epochs: int | None = None
@@ -69,6 +79,9 @@ class Options:
         check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
         check(0 < self.share < 1, "--share", self.share, "above 0 and below 1")
         depth = self.model.removeprefix("resnet")
+        for name in ("shortcut", "mean", "std"):
+            value = getattr(self, name)
+            check(value is None or self.pretrained is not None, f"--{name}", value, "left out: it is of --pretrained")
         fits = depth.isdigit() and int(depth) % 6 == 2 and int(depth) > 8
         check(fits, "--model", self.model, "resnet14, resnet20, resnet32 or another of depth 6n + 2")
 
@@ -186,11 +199,23 @@ def networks(options: Options) -> dict[str, Path]:
 
 def steps(options: Options) -> Iterator[Step]:
     """Everything that makes the networks, in order."""
-    yield run(options, "dense", "resless-train", "--recipe", "smoke_resnet", "--model", options.model)
+    yield dense(options)
     yield from deephoyer("dense/model", "small", options)
     yield from blockdrop("dense/model", "blockdrop", options)
     yield from epsilon(options)
     yield from adn(options)
+
+
+def dense(options: Options) -> Step:
+    """The network that the others are compared with: trained, or made a model folder of where one is given."""
+    network = ("--recipe", "smoke_resnet", "--model", options.model)
+    if options.pretrained is None:
+        return run(options, "dense", "resless-train", *network)
+    given = ["--pretrained", options.pretrained, "--reg", "none"]
+    for name in ("shortcut", "mean", "std"):
+        value = getattr(options, name)
+        given += [] if value is None else [f"--{name}", *([value] if isinstance(value, str) else map(str, value))]
+    return run(options, "dense", "deephoyer-train", *network, *given, epochs=0)
 
 
 def deephoyer(start: str, folder: str, options: Options) -> Iterator[Step]:
@@ -233,10 +258,17 @@ def adn(options: Options) -> Iterator[Step]:
         yield make(options, folder, "adn-extract", *adaptive, *skip)
 
 
-def run(options: Options, folder: str, *command: str, later: Callable[[], tuple[str, ...]] = tuple) -> Step:
-    """A training."""
+def run(
+    options: Options,
+    folder: str,
+    *command: str,
+    later: Callable[[], tuple[str, ...]] = tuple,
+    epochs: int | None = None,
+) -> Step:
+    """A training, of so many epochs; None takes those of the options."""
     place = ("--run-dir", str(options.root / folder), "--resume", "auto")
-    return Step(folder, (*command, *place, *training(options)), options.root / folder / "result.json", later)
+    shared = training(options, options.epochs if epochs is None else epochs)
+    return Step(folder, (*command, *place, *shared), options.root / folder / "result.json", later)
 
 
 def make(options: Options, folder: str, *command: str) -> Step:
@@ -251,11 +283,11 @@ def images(options: Options) -> list[str]:
     return given + ([] if options.image_size is None else ["--image-size", str(options.image_size)])
 
 
-def training(options: Options) -> list[str]:
+def training(options: Options, epochs: int | None) -> list[str]:
     """Arguments of every training."""
     given = [*images(options), "--pad", str(options.pad), "--flip" if options.flip else "--no-flip"]
     given += ["--seed", str(options.seed)]
-    given += [] if options.epochs is None else ["--epochs", str(options.epochs)]
+    given += [] if epochs is None else ["--epochs", str(epochs)]
     given += ["--mixed-precision", options.mixed_precision]
     return [*given, "--channels-last" if options.channels_last else "--no-channels-last"]
 

@@ -20,11 +20,12 @@ import deephoyer.cli
 import epsilon_resnet.cli
 import pytest
 import resless.cli
+import torch
 import tyro
 from PIL import Image
-from resless import costs, weights
+from resless import costs, models, weights
 from resless.errors import InputError
-from resless.testing import Ended, done, environment, few_images, forked, power_cut_at, undrawn
+from resless.testing import Ended, done, environment, few_images, forked, power_cut_at, succeeded, undrawn
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare.py"
 SMALLEST = ["--model", "resnet14", "--epochs", "2", "--repeats", "2", "--runs", "demo"]
@@ -220,6 +221,7 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
         ({"share": 1.0}, "--share is 1.0"),
         ({"model": "resnet8"}, "--model is 'resnet8'"),
         ({"dataset": "digit"}, "did you mean digits"),
+        ({"mean": (0.5,)}, r"--mean is \(0.5,\), but must be left out: it is of --pretrained"),
     ],
 )
 def test_options_are_refused_before_anything_is_made(given: dict[str, Any], sentence: str) -> None:
@@ -229,5 +231,18 @@ def test_options_are_refused_before_anything_is_made(given: dict[str, Any], sent
 
 def test_every_option_that_is_given_reaches_the_commands(tmp_path: Path) -> None:
     options = DEMO.Options(data_dir="", image_size=1, epochs=1, pad=0, seed=0, runs=str(tmp_path))
-    given = " ".join(DEMO.training(options))
+    given = " ".join(DEMO.training(options, options.epochs))
     assert given.startswith("--dataset digits --data-dir  --image-size 1 --pad 0 --no-flip --seed 0 --epochs 1 ")
+
+
+def test_a_network_that_is_given_is_compared_as_it_is(tmp_path: Path) -> None:
+    given = models.create("resnet14", in_channels=1, shortcut="subsample").eval()
+    torch.save(given.state_dict(), tmp_path / "given.pth")
+    statistics = {"shortcut": "subsample", "mean": (0.25,), "std": (0.5,)}
+    options = DEMO.Options(model="resnet14", epochs=2, pretrained="given.pth", runs="demo", **statistics)
+    script, *arguments = next(DEMO.steps(options)).command
+    with few_images(train=64, test=32), undrawn():
+        succeeded(ENTRIES[script], *arguments, cwd=tmp_path)
+    folder, images = tmp_path / "demo" / "dense" / "model", torch.rand(2, 1, 8, 8)
+    assert torch.equal(weights.from_pretrained(folder)(images), given(images))
+    assert weights.read_config(folder)["preprocessing"] == {"mean": [0.25], "std": [0.5], "image_size": 8}
