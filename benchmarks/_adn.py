@@ -39,7 +39,7 @@ def adn_cifar_speed(file: Mapping[str, Any]) -> str:
     return report.markdown(["skips", "MACs", *columns], rows)
 
 
-def draw_adn_cifar(file: Mapping[str, Any], name: str) -> None:
+def draw_adn_cifar(file: Mapping[str, Any]) -> None:
     """Accuracy against MACs and against measured latency: all configurations, and the networks trained alone."""
     drawing = report.canvas(9, 3.8)
     precision = file["latency"][-1]["precision"]
@@ -67,7 +67,7 @@ def draw_adn_cifar(file: Mapping[str, Any], name: str) -> None:
         axes.set(xlabel=label)
     axes.figure.axes[0].set(ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / f"{name}.png")
+    report.save(drawing, FOLDER / f"{file['benchmark']}.png")
 
 
 def place_of(name: str, network: str, costs: Iterable[str]) -> str:

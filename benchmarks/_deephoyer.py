@@ -82,7 +82,7 @@ def deephoyer_cifar(file: Mapping[str, Any]) -> str:
     return report.markdown([name, "strength", "MACs", "test accuracy", "seeds", *columns], rows)
 
 
-def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
+def draw_deephoyer_cifar(file: Mapping[str, Any]) -> None:
     """Accuracy against MACs and against measured latency at batch 1 and 256, a line a way to get there."""
     drawing = report.canvas(11, 3.8)
     precision = file["latency"][-1]["precision"]
@@ -105,7 +105,7 @@ def draw_deephoyer_cifar(file: Mapping[str, Any], name: str) -> None:
         axes.set(xlabel=label)
     drawing.axes[0].set(ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / f"{name}.png")
+    report.save(drawing, FOLDER / f"{file['benchmark']}.png")
 
 
 def by_network(runs: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

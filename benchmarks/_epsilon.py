@@ -53,7 +53,7 @@ def against_ideal(timing: Mapping[str, Any]) -> str:
     return f"{timing['speedup']['median']:.2f} x ({100 * timing['share_of_ideal']:.0f} %)"
 
 
-def draw_epsilon_cifar(file: Mapping[str, Any], name: str) -> None:
+def draw_epsilon_cifar(file: Mapping[str, Any]) -> None:
     """Error against MACs and against measured latency; and the story of the run that lost the most blocks."""
     drawing = report.canvas(9, 3.8)
     precision = file["latency"][-1]["precision"]
@@ -74,9 +74,9 @@ def draw_epsilon_cifar(file: Mapping[str, Any], name: str) -> None:
         axes.set(xlabel=label)
     axes.figure.axes[0].set(ylabel="test error, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / f"{name}.png")
+    report.save(drawing, FOLDER / f"{file['benchmark']}.png")
     most = max(file["networks"].values(), key=lambda run: len(run["result"]["discarded"]))
-    draw(FOLDER / name.replace("cifar", "blocks"), most["blocks"], most["epochs"])
+    draw(FOLDER / file["benchmark"].replace("cifar", "blocks"), most["blocks"], most["epochs"])
 
 
 def epsilon_speed(file: Mapping[str, Any]) -> str:

@@ -50,8 +50,8 @@ PICTURES = {
 }
 
 
-def write_gallery() -> None:
-    """Write the page, with every picture that is there.
+def gallery() -> str:
+    """The page, with every picture that is there.
 
     Raises:
         ValueError: a picture among the results has no description.
@@ -71,5 +71,4 @@ def write_gallery() -> None:
         lines += ["", f"## {method}"] if shown else []
         for picture, text in shown.items():
             lines += ["", text, "", f"![{text}](../benchmarks/results/{picture}.png)"]
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join([*lines, ""])

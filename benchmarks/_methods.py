@@ -7,6 +7,7 @@ can is each network's distance from the dense network that was trained, or given
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle
@@ -58,7 +59,7 @@ class Point:
 def speedups(latency: Sequence[Mapping[str, Any]], network: str) -> tuple[float | None, float | None]:
     """Of a network, in float32, for batches of 1 and of 256."""
     found = {row["batch_size"]: row for row in latency if (row["network"], row["precision"]) == (network, "fp32")}
-    one, many = (found[size]["speedup"]["median"] if size in found else None for size in (1, 256))
+    one, many = (round(found[size]["speedup"]["median"], 3) if size in found else None for size in (1, 256))
     return one, many
 
 
@@ -95,7 +96,7 @@ def skipping(throughput: Sequence[Mapping[str, Any]], network: str, blocks: floa
     """How much faster a trained network is that keeps as many blocks, by which its time is decided; None if untimed."""
     trained = [row for row in throughput if (row["model"], row["keep_rate"]) == (network, None)]
     alike = [row for row in trained if row["precision"] == "fp32" and abs(row["blocks_used"] - blocks) < 0.5]
-    return next((row["speedup"]["median"] for row in alike if row["batch_size"] == size), None)
+    return next((round(row["speedup"]["median"], 3) for row in alike if row["batch_size"] == size), None)
 
 
 def of_epsilon(file: Mapping[str, Any], network: str) -> Iterator[Point]:
@@ -164,12 +165,13 @@ def points() -> list[Point]:
     return found
 
 
-def write_points(found: Sequence[Point]) -> None:
-    """One line a network."""
-    with TABLE.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in found)
+def table_of_points(found: Sequence[Point]) -> str:
+    """One line a network, comma-separated."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in found)
+    return text.getvalue()
 
 
 def draw_points(found: Sequence[Point]) -> None:

@@ -1,24 +1,31 @@
 """Turn the files in `benchmarks/results/` into the tables and pictures of the README files, and into a gallery.
 
     python benchmarks/tables.py
+    python benchmarks/tables.py --check     # writes nothing; says what is not as the results say, and ends with 1
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else of a README is touched.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing else of a README is touched. Pictures are not
+checked.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import tyro
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _composition import composition
 from _deephoyer import deephoyer_cifar, deephoyer_peer, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
-from _gallery import write_gallery
-from _methods import about_half, draw_points, points, write_points
+from _gallery import PAGE as GALLERY
+from _gallery import gallery
+from _methods import TABLE as POINTS
+from _methods import about_half, draw_points, points, table_of_points
 from _results import FOLDER, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -38,56 +45,46 @@ PAPER = {
 }
 
 
-def main() -> None:
-    """Make every table and picture that there are results for."""
-    tables = {}
-    for table, draw, names in (
-        (deephoyer_cifar, draw_deephoyer_cifar, ("deephoyer-cifar", "deephoyer-cifar-resnet56")),
-        (blockdrop_cifar, draw_blockdrop_cifar, ("blockdrop-cifar", "blockdrop-cifar-r110")),
-        (epsilon_cifar, draw_epsilon_cifar, ("epsilon-cifar", "epsilon-cifar-n18")),
-        (adn_accuracy, draw_adn_cifar, ("adn-cifar", "adn-cifar-resnet56")),
-    ):
-        for name in names:
-            if cifar := read(name):
-                tables[name] = table(cifar)
-                draw(cifar, name)
-    if cifar := read("adn-cifar"):
-        tables["adn-cifar-speed"] = adn_cifar_speed(cifar)
-    if mnist := read("deephoyer-mnist"):
-        tables["deephoyer-mnist"] = deephoyer_mnist(mnist["results"])
-        draw_deephoyer_mnist(mnist["results"])
-    if sweep := read("deephoyer-sweep"):
-        draw_deephoyer_sweep(sweep)
-    if measured := read("deephoyer-speed"):
-        tables |= {"deephoyer-speed": deephoyer_speed(measured), "deephoyer-peer": deephoyer_peer(measured)}
-    if measured := read("deephoyer-speed", lambda file: timed_in_bf16(file["timings"])):
-        tables["deephoyer-speed-bf16"] = deephoyer_speed(measured)
-    if measured := read("speed"):
-        tables["speed"] = speed(measured)
-    if throughput := read("blockdrop-throughput"):
-        tables["blockdrop-throughput"] = blockdrop_throughput(throughput)
-        draw_blockdrop_throughput(throughput)
-    if throughput := read("blockdrop-throughput", lambda file: timed_in_bf16(file["results"])):
-        tables["blockdrop-throughput-bf16"] = blockdrop_throughput(throughput)
-    if throughput := read("blockdrop-throughput-cuda"):
-        tables["blockdrop-throughput-cuda"] = blockdrop_throughput(throughput)
-    if measured := read("epsilon-speed"):
-        tables["epsilon-speed"] = epsilon_speed(measured)
-    if ablation := read("adn-ablation"):
-        tables["adn-ablation"] = adn_accuracy(ablation)
-    if measured := read("adn-speed"):
-        tables |= {"adn-latency": adn_latency(measured), "adn-steps": adn_steps(measured)}
-    if measured := read("adn-speed-cuda"):
-        tables["adn-latency-cuda"] = adn_latency(measured)
-    if measured := read("composition"):
-        tables["composition"] = composition(measured)
+def main(check: bool = False) -> None:
+    """Make every table and picture that there are results for.
+
+    Args:
+        check: only compare the tables and pages that are there with those that would be made.
+    """
+    if check:
+        old = [str(path.relative_to(ROOT)) for path, text in pages().items() if read_text(path) != text]
+        if old:
+            sys.exit(f"not as the results say: {', '.join(old)}; run python benchmarks/tables.py")
+        return
+    for result, draw in PICTURES.items():
+        if file := read(result):
+            draw(file)
     if found := points():
-        tables["methods-cifar"] = about_half(found)
-        write_points(found)
         draw_points(found)
-    for path in READMES:
-        path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    write_gallery()
+    for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+
+
+def pages() -> dict[Path, str]:
+    """Every text that is made, and where it belongs."""
+    made = tables()
+    texts = {path: filled(path.read_text(encoding="utf-8"), made) for path in READMES}
+    return texts | {POINTS: table_of_points(points()), GALLERY: gallery()}
+
+
+def read_text(path: Path) -> str:
+    """What a file holds, its line ends as they are; nothing if it is not there."""
+    return path.read_bytes().decode("utf-8") if path.exists() else ""
+
+
+def tables() -> dict[str, str]:
+    """Name -> table, of those that there are results for."""
+    found = {}
+    for name, (table, result, which) in TABLES.items():
+        if file := read(result, which):
+            found[name] = table(file)
+    return found | {"methods-cifar": about_half(points())}
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -103,9 +100,9 @@ def filled(text: str, tables: dict[str, str]) -> str:
 # -- DeepHoyer on MNIST
 
 
-def deephoyer_mnist(runs: Sequence[dict[str, Any]]) -> str:
+def deephoyer_mnist(file: dict[str, Any]) -> str:
     """One row a recipe: the paper's numbers beside the mean and standard deviation of ours."""
-    rows = []
+    runs, rows = file["results"], []
     for recipe, (published, _, _) in PAPER.items():
         mine = [run for run in runs if run["recipe"] == recipe]
         if not mine:
@@ -122,8 +119,9 @@ def deephoyer_mnist(runs: Sequence[dict[str, Any]]) -> str:
     return report.markdown(columns, rows)
 
 
-def draw_deephoyer_mnist(runs: Sequence[dict[str, Any]]) -> None:
+def draw_deephoyer_mnist(file: dict[str, Any]) -> None:
     """Accuracy against what is left, ours and the paper's, one picture for weights and one for MACs."""
+    runs = file["results"]
     for kind, size, label in (("element", "weights", "non-zero weights"), ("structural", "macs", "MACs an image")):
         drawing, axes = report.figure()
         for number, recipe in enumerate(name for name in PAPER if name.endswith(kind)):
@@ -196,7 +194,7 @@ def at_cost(control: dict[str, Any]) -> str:
     return f"{100 * control['top1']:.2f} % at {100 * control['cost_fraction']:.0f} %"
 
 
-def draw_blockdrop_cifar(file: dict[str, Any], name: str) -> None:
+def draw_blockdrop_cifar(file: dict[str, Any]) -> None:
     """Accuracy against cost: the policy networks' and the controls', a point a penalty."""
     drawing, axes = report.figure()
     runs = file["finetuned"]
@@ -212,7 +210,7 @@ def draw_blockdrop_cifar(file: dict[str, Any], name: str) -> None:
     axes.plot(100, 100 * dense["top1"], "k*", markersize=10, label="dense, the backbone")
     axes.set(xlabel="MACs, % of the dense network's", ylabel="test accuracy, %")
     axes.legend(frameon=False, fontsize=8)
-    report.save(drawing, FOLDER / f"{name}.png")
+    report.save(drawing, FOLDER / f"{file['benchmark']}.png")
 
 
 PICTURED_BATCH = 256
@@ -304,5 +302,60 @@ def speed(file: dict[str, Any]) -> str:
     return report.markdown([f"measured on {where}", "median (quartiles)", "peak memory"], rows)
 
 
+Result = dict[str, Any]
+
+
+def any_file(_: Result) -> bool:
+    """Whichever is the newest."""
+    return True
+
+
+TABLES: dict[str, tuple[Callable[[Result], str], str, Callable[[Result], bool]]] = {
+    "deephoyer-cifar": (deephoyer_cifar, "deephoyer-cifar", any_file),
+    "deephoyer-cifar-resnet56": (deephoyer_cifar, "deephoyer-cifar-resnet56", any_file),
+    "deephoyer-mnist": (deephoyer_mnist, "deephoyer-mnist", any_file),
+    "deephoyer-speed": (deephoyer_speed, "deephoyer-speed", any_file),
+    "deephoyer-peer": (deephoyer_peer, "deephoyer-speed", any_file),
+    "deephoyer-speed-bf16": (deephoyer_speed, "deephoyer-speed", lambda file: timed_in_bf16(file["timings"])),
+    "blockdrop-cifar": (blockdrop_cifar, "blockdrop-cifar", any_file),
+    "blockdrop-cifar-r110": (blockdrop_cifar, "blockdrop-cifar-r110", any_file),
+    "blockdrop-throughput": (blockdrop_throughput, "blockdrop-throughput", any_file),
+    "blockdrop-throughput-bf16": (
+        blockdrop_throughput,
+        "blockdrop-throughput",
+        lambda file: timed_in_bf16(file["results"]),
+    ),
+    "blockdrop-throughput-cuda": (blockdrop_throughput, "blockdrop-throughput-cuda", any_file),
+    "epsilon-cifar": (epsilon_cifar, "epsilon-cifar", any_file),
+    "epsilon-cifar-n18": (epsilon_cifar, "epsilon-cifar-n18", any_file),
+    "epsilon-speed": (epsilon_speed, "epsilon-speed", any_file),
+    "adn-cifar": (adn_accuracy, "adn-cifar", any_file),
+    "adn-cifar-resnet56": (adn_accuracy, "adn-cifar-resnet56", any_file),
+    "adn-cifar-speed": (adn_cifar_speed, "adn-cifar", any_file),
+    "adn-ablation": (adn_accuracy, "adn-ablation", any_file),
+    "adn-latency": (adn_latency, "adn-speed", any_file),
+    "adn-steps": (adn_steps, "adn-speed", any_file),
+    "adn-latency-cuda": (adn_latency, "adn-speed-cuda", any_file),
+    "composition": (composition, "composition", any_file),
+    "speed": (speed, "speed", any_file),
+}
+"""By its name in a README: what makes a table, of the newest file of which result."""
+
+PICTURES: dict[str, Callable[[Result], None]] = {
+    "deephoyer-cifar": draw_deephoyer_cifar,
+    "deephoyer-cifar-resnet56": draw_deephoyer_cifar,
+    "deephoyer-mnist": draw_deephoyer_mnist,
+    "deephoyer-sweep": draw_deephoyer_sweep,
+    "blockdrop-cifar": draw_blockdrop_cifar,
+    "blockdrop-cifar-r110": draw_blockdrop_cifar,
+    "blockdrop-throughput": draw_blockdrop_throughput,
+    "epsilon-cifar": draw_epsilon_cifar,
+    "epsilon-cifar-n18": draw_epsilon_cifar,
+    "adn-cifar": draw_adn_cifar,
+    "adn-cifar-resnet56": draw_adn_cifar,
+}
+"""By result: what draws its pictures."""
+
+
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

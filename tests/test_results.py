@@ -1,0 +1,31 @@
+"""The tables of the READMEs, the table of all methods and the gallery are those that the result files make."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from resless.testing import environment
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_whatever_is_not_as_the_results_say_is_named_and_nothing_else(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    for page in [*ROOT.glob("README.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/*.md")]:
+        copy = tmp_path / page.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, copy)
+    readme = tmp_path / "packages" / "adn" / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    changed = re.sub(r"(?<=<!-- table: adn-ablation -->\n)(.*?\d)\d", r"\g<1>x", text, count=1, flags=re.DOTALL)
+    assert changed != text
+    readme.write_text(changed, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "benchmarks" / "tables.py"), "--check"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert ended.stderr == "not as the results say: packages/adn/README.md; run python benchmarks/tables.py\n"
+    assert ended.returncode == 1
+    assert readme.read_text(encoding="utf-8") == changed
