@@ -9,7 +9,8 @@ PAGE = FOLDER.parent.parent / "docs" / "gallery.md"
 # Method -> picture -> what it shows.
 PICTURES = {
     "All methods": {
-        "methods-cifar": "CIFAR-10: points lost against multiply-adds left, each beside its own dense network.",
+        "methods-at-work": "What each method leaves of a network for CIFAR-10; of BlockDrop after its first fine-tuning.",
+        "methods-cifar": "CIFAR-10: points lost against multiply-adds and time left, each beside its own dense network.",
     },
     "DeepHoyer": {
         "deephoyer-cifar": "ResNet-20 on CIFAR-10: accuracy against multiply-adds and latency, beside thinner ones.",

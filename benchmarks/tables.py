@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
+from _at_work import draw_methods_at_work
 from _composition import composition
 from _deephoyer import deephoyer_cifar, deephoyer_peer, deephoyer_speed, draw_deephoyer_cifar
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
@@ -59,6 +60,7 @@ def main(check: bool = False) -> None:
     for result, draw in PICTURES.items():
         if file := read(result):
             draw(file)
+    draw_methods_at_work()
     if found := points():
         draw_points(found)
     for path, text in pages().items():
