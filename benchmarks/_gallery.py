@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from _results import FOLDER
+from _results import FOLDER, HERE
 
-PAGE = FOLDER.parent.parent / "docs" / "gallery.md"
+PAGE = HERE.parent / "docs" / "gallery.md"
 
 # Method -> picture -> what it shows.
 PICTURES = {
     "All methods": {
-        "methods-at-work": "What each method leaves of a network for CIFAR-10; of BlockDrop after its first fine-tuning.",
-        "methods-cifar": "CIFAR-10: points lost against multiply-adds and time left, each beside its own dense network.",
+        "methods-at-work": "What each method leaves of a network for CIFAR-10; BlockDrop after its first fine-tuning.",
+        "methods-cifar": "CIFAR-10: points lost against multiply-adds and time left, beside each one's dense network.",
     },
     "DeepHoyer": {
         "deephoyer-cifar": "ResNet-20 on CIFAR-10: accuracy against multiply-adds and latency, beside thinner ones.",

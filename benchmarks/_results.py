@@ -2,11 +2,14 @@
 
 What was timed on a GPU is called NAME-cuda, by the GPU's name alone, which tells what it can. INSTRUCTIONS end in
 `-bf16` where bf16 is computed: with the same AVX-512, some processors do and some emulate it.
+
+A trial, of fewer networks or turns, would replace what was measured in full: $RESLESS_RESULTS names another folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 from collections.abc import Callable
@@ -18,7 +21,8 @@ import torch
 from resless.environment import device_name, environment
 from resless.precision import computes_in_bf16
 
-FOLDER = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+FOLDER = Path(os.environ.get("RESLESS_RESULTS") or HERE / "results")
 
 
 def write(name: str, content: dict[str, Any], device: str = "cpu") -> Path:
@@ -33,8 +37,8 @@ def write(name: str, content: dict[str, Any], device: str = "cpu") -> Path:
     path = FOLDER / f"{name}_{measured_on}_torch{torch.__version__.split('+')[0]}.json"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = {"benchmark": name, "date": now, "peak_rss_mib": peak_rss_mib()}
-    record = without_folders({**facts, "environment": environment(FOLDER, device), **content})
-    FOLDER.mkdir(exist_ok=True)
+    record = without_folders({**facts, "environment": environment(HERE, device), **content})
+    FOLDER.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _results import FOLDER
+from _results import HERE
 from resless.environment import environment
 from resless.files import write_text
 
@@ -26,7 +26,7 @@ def run(module: str, recipe: str, folder: Path, arguments: Sequence[str]) -> dic
     starts = starts if isinstance(starts, list) else [starts]  # of an earlier version, which kept the last start only
     if not finished(folder):
         repository.parent.mkdir(parents=True, exist_ok=True)
-        starts.append(environment(FOLDER))
+        starts.append(environment(HERE))
         write_text(repository, json.dumps(starts, indent=1) + "\n")
         common = ["--recipe", recipe, "--run-dir", str(folder), "--resume", "auto"]
         subprocess.run([sys.executable, "-m", module, *common, *arguments], check=True)

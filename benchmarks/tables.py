@@ -27,11 +27,11 @@ from _gallery import PAGE as GALLERY
 from _gallery import gallery
 from _methods import TABLE as POINTS
 from _methods import about_half, draw_points, points, table_of_points
-from _results import FOLDER, read
+from _results import FOLDER, HERE, read
 from blockdrop.analyse import CONTROLS
 from resless import report
 
-ROOT = FOLDER.parent.parent
+ROOT = HERE.parent
 READMES = (
     ROOT / "README.md",
     *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
