@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from resless import latency, models, weights
-from resless.testing import few_images, run, script, succeeded
+from resless import costs, latency, models, weights
+from resless.testing import assert_every_parameter_gets_gradient, few_images, run, script, succeeded
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "shared/README.md", *(f"packages/{path.name}/README.md" for path in ROOT.glob("packages/*"))]
@@ -38,6 +39,14 @@ PUBLISHED = "resnet20-12fca82f.th"
 def blocks(readme: str, language: str) -> list[str]:
     """The blocks of a language, in order."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run_own_network(paper: str) -> dict[str, Any]:
+    """Run the Python of a package's section `Your own network`."""
+    text = (ROOT / "packages" / paper / "README.md").read_text(encoding="utf-8")
+    section = text.split("\n## Your own network\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    return run_python(block)
 
 
 @pytest.fixture
@@ -99,6 +108,7 @@ def run_first_block(readme: str, folder: Path) -> None:
 
 def run_python(block: str) -> dict[str, Any]:
     """Run a block in a namespace of its own; `images` are of the shape that it says."""
+    torch.manual_seed(0)
     names: dict[str, Any] = {}
     if shape := re.search(r"# .*\[N, (\d+), (\d+), (\d+)\]", block):
         names["images"] = torch.randn(4, *map(int, shape.groups()))
@@ -121,7 +131,7 @@ def test_what_a_reader_copies_runs(readme: str, folder: Path) -> None:
 
 def test_published_weights_are_loaded_as_the_readme_says(folder: Path) -> None:
     prepare("shared/README.md")
-    (block,) = blocks("shared/README.md", "python")
+    (block,) = (block for block in blocks("shared/README.md", "python") if PUBLISHED in block)
     saved = torch.load(PUBLISHED, weights_only=True)["state_dict"]
     for key, tensor in run_python(block)["model"].state_dict().items():
         assert torch.equal(tensor, saved[f"module.{key}"]), key
@@ -134,15 +144,54 @@ def test_the_depth_is_chosen_as_the_readme_says() -> None:
     assert sum(names["controller"].choose()) > sum(names["skip"]), "the next choice is a cheaper one"
 
 
-def test_ones_own_network_is_made_smaller_as_the_readme_says() -> None:
-    torch.manual_seed(0)
-    (block,) = (block for block in blocks("README.md", "python") if "compact(net, images)" in block)
-    names = run_python(block)
+@torch.no_grad()
+def assert_same_logits(net: nn.Module, images: torch.Tensor, logits: torch.Tensor) -> None:
+    assert logits.shape == (len(images), 10)
+    assert torch.allclose(net.eval()(images), logits, atol=1e-5)
+
+
+def test_deephoyer_makes_ones_own_network_smaller() -> None:
+    names = run_own_network("deephoyer")
     assert names["loss"].isfinite()
-    with torch.no_grad():
-        assert torch.allclose(names["small"](names["images"]), names["net"](names["images"]), atol=1e-5)
-    sizes = [sum(tensor.numel() for tensor in names[name].parameters()) for name in ("small", "net")]
-    assert sizes[0] < sizes[1]
+    assert_same_logits(names["small"], names["images"], names["net"](names["images"]))
+    assert costs.count_parameters(names["small"]) < costs.count_parameters(names["net"])
+
+
+def test_blockdrop_skips_blocks_of_ones_own_network() -> None:
+    names = run_own_network("blockdrop")
+    parts = nn.ModuleDict({name: names[name] for name in ("stem", "blocks", "head", "policy_network")})
+    assert_every_parameter_gets_gradient(parts, names["loss"])
+    net = nn.Sequential(names["stem"], *names["blocks"], names["head"]).eval()
+    kept = torch.ones(len(names["images"]), len(names["blocks"]), dtype=torch.bool)
+    assert_same_logits(net, names["images"], names["run"](kept)[0])
+
+
+def test_epsilon_resnet_drops_blocks_of_ones_own_network() -> None:
+    names = run_own_network("epsilon_resnet")
+    assert_same_logits(names["net"], names["images"], names["logits"])
+    assert len(list(names["net"].blocks())) == names["gated"].num_blocks - 1
+
+
+def test_adn_gives_ones_own_network_several_depths() -> None:
+    names = run_own_network("adn")
+    assert_same_logits(names["short"], names["images"], names["logits"])
+    assert costs.count_parameters(names["short"]) < costs.count_parameters(names["net"].net)
+
+
+def test_ones_own_network_is_known_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (block,) = (block for block in blocks("shared/README.md", "python") if "def build" in block)
+    (entry,) = blocks("shared/README.md", "toml")
+    name, package = re.search(r'^(\w+) = "(\w+):build"$', entry, re.M).groups()
+    (tmp_path / f"{package}.py").write_text(block)
+    (tmp_path / f"{package}-1.0.dist-info").mkdir()
+    (tmp_path / f"{package}-1.0.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n")
+    (tmp_path / f"{package}-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[{models.ENTRY_POINTS}]\n{name} = {package}:build\n"
+    )
+    net, images = models.create(name, width=64).eval(), torch.randn(2, 3, 32, 32)
+    weights.save_pretrained(net, tmp_path / "saved")
+    assert_same_logits(weights.from_pretrained(tmp_path / "saved"), images, net(images))
 
 
 def test_accelerate_launches_a_training(tmp_path: Path) -> None:
