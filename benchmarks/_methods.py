@@ -211,7 +211,7 @@ def about_half(found: Sequence[Point]) -> str:
         point = min(mine, key=lambda point: (abs(point.share - 0.5), -point.epochs))
         faster = (f"{each:.2f} x" if each else "" for each in (point.speedup_1, point.speedup_256))
         epochs = f"{point.epochs}" if point.epochs else "given"
-        row = [network, method, point.setting, epochs, f"{100 * point.share:.0f} %", f"{point.lost:+.2f}", *faster]
+        row = [network, method, point.setting, epochs, f"{100 * point.share:.0f} %", f"{point.lost:.2f}", *faster]
         rows.append((network, method in BASELINES, row))
     columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "faster, batch 1", "batch 256"]
     return report.markdown(columns, [row for *_, row in sorted(rows, key=lambda found: found[:2])])
