@@ -17,8 +17,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import deephoyer.cli
 import numpy as np
 import pytest
+import resless.cli
 import torch
 from resless import costs, latency, models, weights
 from resless.testing import assert_every_parameter_gets_gradient, few_images, run, script, succeeded
@@ -192,6 +194,13 @@ def test_ones_own_network_is_known_by_an_entry_point(tmp_path: Path, monkeypatch
     net, images = models.create(name, width=64).eval(), torch.randn(2, 3, 32, 32)
     weights.save_pretrained(net, tmp_path / "saved")
     assert_same_logits(weights.from_pretrained(tmp_path / "saved"), images, net(images))
+    short = ["--model", name, "--dataset", "digits", "--epochs", "1", "--batch-size", "16"]
+    with few_images(train=32, test=16):
+        succeeded(resless.cli.train, *short, "--run-dir", "dense", cwd=tmp_path)
+        tied = ["--structural", "--reg", "group_hoyer_square", "--pretrained", "dense/model"]
+        succeeded(deephoyer.cli.train, *short, *tied, "--run-dir", "sparse", cwd=tmp_path)
+    for folder in ("dense", "sparse"):
+        assert weights.read_config(tmp_path / folder / "model")["model"]["name"] == name
 
 
 def test_accelerate_launches_a_training(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from resless.errors import InputError, check, unknown_name
@@ -155,11 +155,17 @@ def names() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise InputError unless `create(name)` knows this network and its depth. Does not import torch."""
-    _parse(name)
+    if _added(name) is None:
+        _parse(name)
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
-    """Raise InputError unless a network of this name takes these options of the command line. Does not import torch."""
+    """Raise InputError unless a network of this name takes these options of the command line. Does not import torch.
+
+    What a network of another distribution takes is known where it is built.
+    """
+    if _added(name) is not None:
+        return
     taken = _parse(name)[0].takes
     for option in options:
         if option not in taken:
@@ -169,7 +175,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
 
 def is_known(name: str) -> bool:
     """Whether this is the name of a network, from here or from another distribution; its depth may be impossible."""
-    return _is_own(name) or bool(entry_points(group=ENTRY_POINTS, name=name))
+    return _is_own(name) or _added(name) is not None
 
 
 def create(name: str, *, num_classes: int = 10, in_channels: int = 3, **options: Any) -> nn.Module:
@@ -260,9 +266,9 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
 
     # A network may be built on the meta device; what is imported for it may make tensors of its own, and read them.
     with torch.device("cpu"):
-        if not _is_own(name):
-            for added in entry_points(group=ENTRY_POINTS, name=name):
-                return added.load(), {}
+        added = _added(name)
+        if added is not None:
+            return added.load(), {}
         family, from_name = _parse(name)
         module, function = family.builder.split(":")
         return getattr(import_module(f"resless.models.{module}"), function), from_name
@@ -270,6 +276,11 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
 
 def _is_own(name: str) -> bool:
     return any(re.fullmatch(family.pattern, name) for family in _FAMILIES)
+
+
+def _added(name: str) -> EntryPoint | None:
+    """Where another distribution builds this network; None for those from here, which cannot be replaced."""
+    return None if _is_own(name) else next(iter(entry_points(group=ENTRY_POINTS, name=name)), None)
 
 
 def _parse(name: str) -> tuple[_Family, dict[str, Any]]:
