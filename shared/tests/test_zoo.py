@@ -228,8 +228,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet8": {"shortcut": "subsample"},
     "resnet11": {"shortcut": "avgpool", "kept_blocks": (0, 2)},
     "preresnet11": {"stem": "conv_bn_relu"},
-    "wrn10_2": {"dropout": 0.3},
-    "resnext11_2x4": {},
+    "wrn10_2": {"dropout": 0.3, "kept_blocks": (0, 2)},
+    "resnext11_2x4": {"kept_blocks": (1,)},
     "densenet_7_4": {"dropout": 0.2},
     "densenet_bc_10_4": {"dropout": 0.2, "compression": 0.7},
 }
@@ -336,8 +336,36 @@ def test_a_wide_block_passes_on_its_input_or_projects_the_activated_one() -> Non
     for block in (wide_resnet.Block(4, 4, 1, 0.0).eval(), wide_resnet.Block(4, 6, 2, 0.0).eval()):
         nn.init.zeros_(block.conv2.weight)
         activated = x.clamp(min=0) / (1 + block.bn1.eps) ** 0.5
-        expected = x if block.shortcut is None else F.conv2d(activated, block.shortcut.weight, stride=2)
+        unchanged = isinstance(block.shortcut, nn.Identity)
+        expected = x if unchanged else F.conv2d(activated, block.shortcut.weight, stride=2)
         torch.testing.assert_close(block(x), expected)
+
+
+def shortcut_of(block: Any) -> nn.Module:
+    """What a block is without its residual branch."""
+    if isinstance(block, wide_resnet.Block) and not isinstance(block.shortcut, nn.Identity):
+        return nn.Sequential(block.bn1, nn.ReLU(), block.shortcut)
+    return block.shortcut
+
+
+@pytest.mark.parametrize("kept", [(), (1, 2), (0, 3, 5)], ids=str)
+@pytest.mark.parametrize("name", ["wrn16_1", "wrn16_2", "resnext20_2x4"])
+def test_kept_blocks_are_those_of_the_full_network(name: str, kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    full, few = models.create(name), models.create(name, kept_blocks=list(kept)).eval()
+    images = torch.randn(3, 3, 9, 9)
+    with torch.no_grad():
+        full(images)
+        full.eval()
+        few.load_state_dict({key: full.state_dict()[key] for key in few.state_dict()})
+        macs, blocks = costs.macs(full, images[:1]), iter(range(6))
+        for stage in full.stages():
+            for position, block in enumerate(stage):
+                if next(blocks) not in kept:
+                    stage[position] = shortcut_of(block)
+        torch.testing.assert_close(few(images), full(images))
+    assert costs.macs(few, images[:1]) == costs.macs(full, images[:1]) < macs
+    assert models.spec_of(few).options["kept_blocks"] == kept
 
 
 @pytest.mark.parametrize("layer", [densenet.Layer, densenet.BottleneckLayer])
