@@ -123,6 +123,20 @@ def counted(name: str, **kwargs: Any) -> tuple[int, int]:
     return costs.count_parameters(model), costs.macs(model, torch.zeros(1, 3, 32, 32, device="meta"))
 
 
+FEATURES = {
+    **{"alexnet": 256, "vgg19_bn": 512, "resnet110": 64, "resnet164": 256, "preresnet110": 64, "preresnet164": 256},
+    **{"wrn28_10": 640, "resnext29_8x64": 1024, "resnext29_16x64": 1024},
+    **{"densenet_bc_100_12": 342, "densenet_bc_190_40": 2190},
+}
+"""What the classifier reads of an image."""
+
+
+def assert_counted_for_100_classes(name: str, published: tuple[int, int]) -> None:
+    """As for 10 classes, with 90 outputs more, each of as many multiply-adds as features, and of a bias."""
+    parameters, macs = published
+    assert counted(name, num_classes=100) == (parameters + 90 * (FEATURES[name] + 1), macs + 90 * FEATURES[name])
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "published"),
     [
@@ -139,6 +153,7 @@ def test_networks_have_the_published_sizes(name: str, layers: Iterator[Conv], pu
     derived = list(layers)
     assert (sum(layer.parameters for layer in derived), sum(layer.macs for layer in derived)) == published
     assert counted(name) == published
+    assert_counted_for_100_classes(name, published)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +167,7 @@ def test_networks_have_the_published_sizes(name: str, layers: Iterator[Conv], pu
 )
 def test_resnets_have_the_published_sizes(name: str, published: tuple[int, int]) -> None:
     assert counted(name) == published
+    assert_counted_for_100_classes(name, published)
 
 
 @pytest.mark.parametrize(
