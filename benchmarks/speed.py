@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,8 +27,8 @@ import torch.nn.functional as F
 import tyro
 from _results import peak_rss_mib, write
 from _timing import call, ms, ratio, summary, take_turns
-from deephoyer import method
-from deephoyer.train import regularised_tensors
+from deephoyer.config import TrainConfig
+from deephoyer.train import penalty_of
 from PIL import Image
 from resless import models
 from resless.data.images import Images, load
@@ -38,7 +39,7 @@ from torchvision import transforms
 
 CIFAR_STATISTICS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 MNIST_STATISTICS = {"mean": (0.1307,), "std": (0.3081,)}
-SCRIPTS = ("resless-train", "resless-eval", "deephoyer-train", "deephoyer-prune", "deephoyer-compact", "deephoyer-eval")
+DISTRIBUTIONS = ("resless", "deephoyer", "blockdrop", "epsilon-resnet", "adn")
 
 
 @dataclass(frozen=True)
@@ -117,34 +118,44 @@ def mnist_epoch(options: Options) -> dict[str, Any]:
 def regulariser(options: Options) -> dict[str, Any]:
     """A training step with the regulariser over one without; the same weights, images and optimiser."""
     cases = {
-        "lenet_300_100": ("hoyer_square", (100, 1, 28, 28), False),
-        "lenet5": ("hoyer_square", (100, 1, 28, 28), True),
-        "resnet20": ("group_hoyer_square", (128, 3, 32, 32), True),
-        "resnet110": ("group_hoyer_square", (128, 3, 32, 32), True),
+        "lenet_300_100": (TrainConfig("lenet_300_100", reg="hoyer_square"), (100, 1, 28, 28), False),
+        "lenet5": (TrainConfig("lenet5", reg="hoyer_square"), (100, 1, 28, 28), True),
+        "resnet20": (TrainConfig("resnet20", reg="group_hoyer_square"), (128, 3, 32, 32), True),
+        "resnet110": (TrainConfig("resnet110", reg="group_hoyer_square"), (128, 3, 32, 32), True),
+        "resnet110, tied": (TrainConfig("resnet110", reg="group_hoyer_square", tied=True), (128, 3, 32, 32), True),
     }
     result = {}
-    for name, (kind, shape, bf16) in cases.items():
+    for name, (config, shape, bf16) in cases.items():
         images = torch.rand(shape)
-        model = models.create(name, in_channels=shape[1])
+        model = models.create(config.model, in_channels=shape[1])
         if bf16:
             images, model = (thing.to(memory_format=torch.channels_last) for thing in (images, model))
-        calls = 2 if name == "resnet110" else 20
-        plain, with_penalty = step_of(model, images, bf16), step_of(model, images, bf16, kind)
+        calls = 2 if config.model == "resnet110" else 20
+        penalty = penalty_of(model, config, images[:1], images.device)
+        plain, with_penalty = step_of(model, images, bf16), step_of(model, images, bf16, penalty)
         runs = {"plain": partial(call, plain, calls), "with": partial(call, with_penalty, calls)}
         found = take_turns(runs, 2 * options.turns)
         over = ratio(found["with"], found["plain"])
-        result[name] = {"regulariser": kind, "bf16": bf16, "step_ms": ms(found["plain"], calls), "overhead": over}
+        kind = f"{config.regulariser}{' --tied' if config.tied else ''}"
+        what = {"model": config.model, "regulariser": kind, "bf16": bf16}
+        result[name] = {**what, "step_ms": ms(found["plain"], calls), "overhead": over}
     return result
 
 
 def help_text(options: Options) -> dict[str, Any]:
-    """Seconds until `--help` of every console script is there, as a whole process."""
+    """Seconds until `--help` of every installed console script is there, as a whole process."""
     seconds = {}
-    for name in SCRIPTS:
+    for name in scripts():
         command = [str(Path(sys.executable).parent / name), "--help"]
         ask = partial(subprocess.run, command, check=True, capture_output=True)
         seconds[name] = summary(take_turns({"help": ask}, options.turns)["help"])
     return {"seconds": seconds}
+
+
+def scripts() -> list[str]:
+    """The console scripts of the five distributions."""
+    entries = [entry for name in DISTRIBUTIONS for entry in distribution(name).entry_points]
+    return [entry.name for entry in entries if entry.group == "console_scripts"]
 
 
 def train_lenet_mnist(options: Options) -> dict[str, Any]:
@@ -215,17 +226,18 @@ def take(batches: Iterator[Any], count: int) -> None:
         next(batches)
 
 
-def step_of(model: nn.Module, images: torch.Tensor, bf16: bool, kind: str | None = None) -> Callable[[], None]:
-    """One training step on fixed images, with the regulariser `kind` if one is named."""
+def step_of(
+    model: nn.Module, images: torch.Tensor, bf16: bool, penalty: Callable[[], torch.Tensor] | None = None
+) -> Callable[[], None]:
+    """One training step on fixed images, with a regulariser if there is one."""
     labels = torch.randint(0, 10, (len(images),))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    tensors = regularised_tensors(model, kind) if kind else []
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(model(images).float(), labels)
-        if kind:
-            loss = loss + 1e-5 * method.penalty(tensors, kind)
+        if penalty is not None:
+            loss = loss + 1e-5 * penalty()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -289,13 +289,15 @@ def speed(file: dict[str, Any]) -> str:
         epoch = found["mnist_epoch"]
         what = f"MNIST epoch of LeNet-300-100, batch 100 ({epoch['epoch_s']['ours']:.1f} s), against the same"
         rows.append([what, f"{times(epoch['speedup'])} as fast", peak(epoch)])
-    for model, cost in found.get("regulariser", {}).items():
+    for name, cost in found.get("regulariser", {}).items():
         if isinstance(cost, dict):
+            model = cost.get("model", name)
             what = f"training step of {model} with {cost['regulariser']}, against the step without"
             rows.append([what, f"{times(cost['overhead'])} as long", ""])
     if "help_text" in found:
-        slowest = max(found["help_text"]["seconds"].items(), key=lambda item: item[1]["median"])
-        rows.append([f"`--help`, slowest of the scripts ({slowest[0]})", f"{slowest[1]['median']:.2f} s", ""])
+        seconds = sorted((took["median"], name) for name, took in found["help_text"]["seconds"].items())
+        for which, (median, name) in (("slowest", seconds[-1]), ("median", seconds[len(seconds) // 2])):
+            rows.append([f"`--help`, {which} of the {len(seconds)} scripts ({name})", f"{median:.2f} s", ""])
     for name in ("train_lenet_mnist", "train_resnet20_cifar10"):
         if name in found:
             rows.append([f"`{found[name]['command']}`", f"{found[name]['epoch_s']:.0f} s", peak(found[name])])

@@ -15,8 +15,9 @@ import torchvision
 from resless import models, weights
 from resless.errors import InputError
 from resless.models import options
+from resless.models.blocks import ShortcutOnly
 from resless.models.lenet import LeNet5
-from resless.models.resnet import AvgPoolShortcut, ResNet, ShortcutOnly, SubsampleShortcut
+from resless.models.resnet import AvgPoolShortcut, ResNet, SubsampleShortcut
 from resless.models.torchvision_resnet import DownsampleOnly, of_layers
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn

@@ -10,6 +10,7 @@ import pytest
 import torch
 from resless import costs, models, weights
 from resless.errors import InputError
+from resless.models.blocks import ShortcutOnly
 from resless.models.preresnet import (
     BasicBlock,
     Block,
@@ -18,7 +19,6 @@ from resless.models.preresnet import (
     PreResNet,
     imagenet_preresnet,
 )
-from resless.models.resnet import ShortcutOnly
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F

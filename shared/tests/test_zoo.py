@@ -123,6 +123,20 @@ def counted(name: str, **kwargs: Any) -> tuple[int, int]:
     return costs.count_parameters(model), costs.macs(model, torch.zeros(1, 3, 32, 32, device="meta"))
 
 
+FEATURES = {
+    **{"alexnet": 256, "vgg19_bn": 512, "resnet110": 64, "resnet164": 256, "preresnet110": 64, "preresnet164": 256},
+    **{"wrn28_10": 640, "resnext29_8x64": 1024, "resnext29_16x64": 1024},
+    **{"densenet_bc_100_12": 342, "densenet_bc_190_40": 2190},
+}
+"""What the classifier reads of an image."""
+
+
+def assert_counted_for_100_classes(name: str, published: tuple[int, int]) -> None:
+    """As for 10 classes, with 90 outputs more, each of as many multiply-adds as features, and of a bias."""
+    parameters, macs = published
+    assert counted(name, num_classes=100) == (parameters + 90 * (FEATURES[name] + 1), macs + 90 * FEATURES[name])
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "published"),
     [
@@ -139,6 +153,7 @@ def test_networks_have_the_published_sizes(name: str, layers: Iterator[Conv], pu
     derived = list(layers)
     assert (sum(layer.parameters for layer in derived), sum(layer.macs for layer in derived)) == published
     assert counted(name) == published
+    assert_counted_for_100_classes(name, published)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +167,7 @@ def test_networks_have_the_published_sizes(name: str, layers: Iterator[Conv], pu
 )
 def test_resnets_have_the_published_sizes(name: str, published: tuple[int, int]) -> None:
     assert counted(name) == published
+    assert_counted_for_100_classes(name, published)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +244,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet8": {"shortcut": "subsample"},
     "resnet11": {"shortcut": "avgpool", "kept_blocks": (0, 2)},
     "preresnet11": {"stem": "conv_bn_relu"},
-    "wrn10_2": {"dropout": 0.3},
-    "resnext11_2x4": {},
+    "wrn10_2": {"dropout": 0.3, "kept_blocks": (0, 2)},
+    "resnext11_2x4": {"kept_blocks": (1,)},
     "densenet_7_4": {"dropout": 0.2},
     "densenet_bc_10_4": {"dropout": 0.2, "compression": 0.7},
 }
@@ -336,8 +352,36 @@ def test_a_wide_block_passes_on_its_input_or_projects_the_activated_one() -> Non
     for block in (wide_resnet.Block(4, 4, 1, 0.0).eval(), wide_resnet.Block(4, 6, 2, 0.0).eval()):
         nn.init.zeros_(block.conv2.weight)
         activated = x.clamp(min=0) / (1 + block.bn1.eps) ** 0.5
-        expected = x if block.shortcut is None else F.conv2d(activated, block.shortcut.weight, stride=2)
+        unchanged = isinstance(block.shortcut, nn.Identity)
+        expected = x if unchanged else F.conv2d(activated, block.shortcut.weight, stride=2)
         torch.testing.assert_close(block(x), expected)
+
+
+def shortcut_of(block: Any) -> nn.Module:
+    """What a block is without its residual branch."""
+    if isinstance(block, wide_resnet.Block) and not isinstance(block.shortcut, nn.Identity):
+        return nn.Sequential(block.bn1, nn.ReLU(), block.shortcut)
+    return block.shortcut
+
+
+@pytest.mark.parametrize("kept", [(), (1, 2), (0, 3, 5)], ids=str)
+@pytest.mark.parametrize("name", ["wrn16_1", "wrn16_2", "resnext20_2x4"])
+def test_kept_blocks_are_those_of_the_full_network(name: str, kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    full, few = models.create(name), models.create(name, kept_blocks=list(kept)).eval()
+    images = torch.randn(3, 3, 9, 9)
+    with torch.no_grad():
+        full(images)
+        full.eval()
+        few.load_state_dict({key: full.state_dict()[key] for key in few.state_dict()})
+        macs, blocks = costs.macs(full, images[:1]), iter(range(6))
+        for stage in full.stages():
+            for position, block in enumerate(stage):
+                if next(blocks) not in kept:
+                    stage[position] = shortcut_of(block)
+        torch.testing.assert_close(few(images), full(images))
+    assert costs.macs(few, images[:1]) == costs.macs(full, images[:1]) < macs
+    assert models.spec_of(few).options["kept_blocks"] == kept
 
 
 @pytest.mark.parametrize("layer", [densenet.Layer, densenet.BottleneckLayer])

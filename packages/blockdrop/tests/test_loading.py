@@ -217,7 +217,7 @@ def test_without_a_backbone_it_says_where_to_get_one() -> None:
         ("resnet20", "resnet14", {}, "^--model is resnet20, but .*/m holds a resnet14$"),
         ("resnet14", "resnet14", {"num_classes": 7}, "^the data set is '10 classes in 3 channels', but must be '?7 "),
         ("resnet14", "resnet14", {"in_channels": 1}, "^the data set is .*, but must be 10 classes in 1 channels, as"),
-        ("R32_C10", "lenet5", {"image_size": 32}, "^the backbone is lenet5, but must be a network of residual blocks"),
+        ("R32_C10", "lenet5", {"image_size": 32}, "^the backbone is lenet5, but must be a CIFAR ResNet"),
     ],
 )
 def test_model_folders_of_another_network_are_refused(

@@ -89,7 +89,9 @@ def test_options_take_the_place_of_a_models_own() -> None:
     [
         ({"name": "resnet33"}, "depth is 33, but must be"),
         ({"name": "R32"}, "unknown model 'R32'"),
-        ({"name": "lenet5"}, "^the backbone is lenet5, but must be a network of residual blocks, such as resnet32$"),
+        ({"name": "lenet5"}, "^the backbone is lenet5, but must be a CIFAR ResNet or one of torchvision's, such as "),
+        ({"name": "wrn10_1"}, "^the backbone is wrn10_1, but must be a CIFAR ResNet"),
+        ({"name": "resnext11_2x2"}, "^the backbone is resnext11_2x2, but must be a CIFAR ResNet"),
         ({"name": "resnet8", "kept_blocks": ()}, "the number of residual blocks is 0, but must be 1 or more"),
         ({"name": "resnet8", "shortcuts": "conv"}, "unknown option of resnet8 'shortcuts'"),
         ({"name": "resnet8", "policy": "resnet9"}, "unknown policy network 'resnet9': did you mean resnet8"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from deephoyer import cli, method, recipes
 from deephoyer import config as configs
+from deephoyer import prune as pruning
 from deephoyer.config import PruneConfig, TrainConfig, regulariser_name
 from deephoyer.train import next_arguments, penalty_of
+from PIL import Image
 from resless import costs, models, weights
 from resless.cli import parse
 from resless.config import DataConfig, OptimConfig
@@ -195,6 +199,41 @@ def test_a_sweep_of_strengths_says_how_to_choose_one(reg: str, rule: str, tmp_pa
         fewer = ("--sweep", "0.5", "--max-accuracy-drop", "1", "--epochs", "1")
         said = succeeded(cli.prune, *words[1:], *fewer, cwd=tmp_path)
     assert "chosen: my strengths/strength-0.00" in said
+
+
+def test_torchvisions_network_on_a_folder_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laid out as ImageNet is: train/CLASS/NAME.JPEG and val/CLASS/NAME.JPEG, of many sizes, streamed."""
+    photographs(tmp_path / "photos")
+    monkeypatch.setattr(pruning, "BISECTIONS", 12)  # near enough
+    given = shlex.split("--dataset photos --image-size 32 --stream --workers 1")
+    steps = shlex.split("--batch-size 12 --epochs 1 --lr 0.01 --checkpoint-epochs 9")
+    sparse = shlex.split("--model torchvision/resnet18 --reg group_hoyer_square --tied --strength 1e-4")
+    with undrawn():
+        words = next_command(succeeded(cli.train, *sparse, *given, *steps, "--run-dir", "sparse", cwd=tmp_path))
+        assert shlex.join(words).endswith(f"{shlex.join(given)} --rule tied --threshold rms --target-macs 18506496")
+        succeeded(cli.prune, *words[1:], *steps, "--recalibrate-bn", "24", "--run-dir", "pruned", cwd=tmp_path)
+    succeeded(cli.compact, *shlex.split("--model pruned/model --output small --repeats 0"), cwd=tmp_path)
+    said = succeeded(cli.evaluate, "--model", "small", "--output", "eval.json", *given, cwd=tmp_path)
+
+    report, pruned = (json.loads((tmp_path / name).read_text()) for name in ("eval.json", "pruned/result.json"))
+    assert report["images"] == 9
+    assert report["top1"] == pruned["test_top1_tuned"]
+    assert re.search(rf"test .* 9 .* {100 * report['top1']:.2f} ", said)
+    assert report["macs"] == pruned["macs"] <= 18_506_496 == pruned["dense_macs"] / 2
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("small", "pruned/model")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def photographs(folder: Path) -> None:
+    """Three classes, of one colour each: 24 images to train on, 9 to test on."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 9)):
+        for index in range(count):
+            path = folder / split / ("n01440764", "n01443537", "n01484850")[index % 3] / f"{index}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 100, (40 + index, 50, 3), dtype=np.uint8)
+            pixels[..., index % 3] += 150
+            Image.fromarray(pixels).save(path)
 
 
 def next_command(said: str) -> list[str]:

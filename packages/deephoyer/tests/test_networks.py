@@ -15,6 +15,7 @@ from resless import costs, models
 from resless.data import load
 from resless.errors import InputError
 from resless.models import shrunk
+from resless.models.blocks import ResidualBlock
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -361,17 +362,27 @@ def empty(block: nn.Module) -> None:
             norm.weight.zero_()
 
 
-@pytest.mark.parametrize("shortcut", ["subsample", "avgpool", "conv"])
-def test_a_block_without_a_residual_branch_is_its_shortcut(shortcut: str) -> None:
-    model = network("resnet14", shortcut=shortcut)
+@pytest.mark.parametrize(
+    ("name", "options", "rectified"),
+    [
+        ("resnet14", {"shortcut": "subsample"}, ()),
+        ("resnet14", {"shortcut": "avgpool"}, ()),
+        # A projection may be negative, where the block's ReLU is still needed.
+        ("resnet14", {}, ("layer2.0.shortcut",)),
+        ("resnext20_2x4", {}, ("layer2.0.shortcut",)),
+        ("wrn16_1", {}, ()),
+        ("wrn16_2", {}, ()),
+    ],
+)
+def test_a_block_without_a_residual_branch_is_its_shortcut(name: str, options: dict, rectified: tuple) -> None:
+    model = network(name, **options)
     for block in (model.layer1[1], model.layer2[0], model.layer3[1]):
         empty(block)
     small = compact(model, images(9))
-    assert [hasattr(block, "residual") for block in small.blocks()] == [True, False, True, True]
-    if shortcut == "conv":  # a projection may be negative, where the block's ReLU is still needed
-        assert small.spec.options["rectified"] == ("layer2.0.shortcut",)
-    else:
-        assert small.spec.options["base_options"]["kept_blocks"] == (0, 3, 4)
+    assert [isinstance(block, ResidualBlock) for block in small.blocks()] == [True, False, True, True]
+    assert small.spec.options.get("rectified", ()) == rectified
+    assert models.origin(small.spec).options["kept_blocks"] == (0, 3, 4)
+    assert_equal_outputs(small, model, digits(9))
     again = models.build(small.spec)
     again.load_state_dict(small.state_dict())
     assert torch.equal(again.eval()(images(9)), small(images(9)))
@@ -387,6 +398,8 @@ def test_a_block_without_a_residual_branch_is_its_shortcut(shortcut: str) -> Non
         ("preresnet20", {"block": "bottleneck"}),
         ("torchvision/resnet18", {}),
         ("torchvision/resnet50", {}),
+        ("resnext20_2x4", {}),
+        ("wrn16_2", {}),
     ],
 )
 def test_all_blocks_of_a_stage_emptied(name: str, options: dict) -> None:
@@ -397,37 +410,37 @@ def test_all_blocks_of_a_stage_emptied(name: str, options: dict) -> None:
     size = 33 if name.startswith("torchvision") else 8
     small = compact(model, images(size))
     assert len(small.stages()[1]) == 1
-    assert not hasattr(small.stages()[1][0], "residual")
+    assert not isinstance(small.stages()[1][0], ResidualBlock)
     assert costs.macs(small, images(size, 1)) < costs.macs(model, images(size, 1))
     assert_equal_outputs(small, model, digits(size))
 
 
-def test_branches_that_cannot_be_removed_keep_one_channel() -> None:
-    for name, block in (("wrn16_1", "layer1.1"), ("densenet_bc_16_4", "dense1.1")):
-        model = network(name)
-        layer = model.get_submodule(f"{block}.conv2")
-        with torch.no_grad():
-            layer.weight.zero_()
-        small, reasons = explained(model, images(8))
-        kept = shrunk.core_of(small.get_submodule(f"{block}.conv2"))
-        assert (kept.in_channels, kept.out_channels) == (1, 1)
-        assert reasons[f"{block}.conv2"] == "one stays, constants"
+@pytest.mark.parametrize("name", ["wrn16_2", "resnext20_2x4"])
+def test_networks_of_shortcuts_are_made_smaller_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_all(monkeypatch)
+    model, example = network(name), digits(9)
+    for block in list(model.blocks())[1:]:
+        empty(block)
+    zero_tied(model, 0, example)
+    small = compact(model, example)
+    assert models.origin(small.spec).options["kept_blocks"] == (0,)
+    assert costs.macs(small, example[:1]) < 0.9 * costs.macs(models.create(name, kept_blocks=(0,)), example[:1])
+    assert_equal_outputs(small, model, example)
+    assert_equal_outputs(small, model, images(9))
+    assert mac_counter(model, example[:1])(model) == costs.macs(small, example[:1])
+    again = models.build(small.spec)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(example), small(example))
 
 
-def test_of_a_resnexts_empty_branch_one_group_stays() -> None:
-    model = network("resnext11_4x4")
-    empty(model.layer2[0])
+def test_of_an_empty_layer_of_a_densenet_one_channel_stays() -> None:
+    model = network("densenet_bc_16_4")
+    with torch.no_grad():
+        model.dense1[1].conv2.weight.zero_()
     small, reasons = explained(model, images(8))
-    left = [shrunk.core_of(layer) for name, layer in small.layer2[0].named_children() if name.startswith("conv")]
-    width = model.layer2[0].conv2.in_channels // model.layer2[0].conv2.groups
-    assert [(layer.in_channels, layer.out_channels, layer.groups) for layer in left] == [
-        (model.layer2[0].conv1.in_channels, width, 1),
-        (width, width, 1),
-        (1, 1, 1),
-    ]
-    assert reasons["layer2.0.bn3"] == "one stays"
-    assert reasons["layer2.0.conv2"] == "whole groups"
-    assert_equal_outputs(small, model, digits(8))
+    kept = shrunk.core_of(small.dense1[1].conv2)
+    assert (kept.in_channels, kept.out_channels) == (1, 1)
+    assert reasons["dense1.1.conv2"] == "one stays, constants"
 
 
 @pytest.mark.parametrize(

@@ -31,17 +31,17 @@ class SkippingResNet(nn.Module):
     """A residual network that runs only the blocks that a policy keeps.
 
     Args:
-        net: a network of `resless.models` with `stem`, `blocks` and `head`.
+        net: a CIFAR ResNet of `resless.models`, or one of torchvision's there.
 
     Raises:
-        InputError: the network has no residual blocks.
+        InputError: another network, or one without residual blocks.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         if not isinstance(net, ResNet | ImageNetResNet):
-            name = models.spec_of(net).name
-            raise InputError(f"the backbone is {name}, but must be a network of residual blocks, such as resnet32")
+            name, allowed = models.spec_of(net).name, "a CIFAR ResNet or one of torchvision's, such as resnet32"
+            raise InputError(f"the backbone is {name}, but must be {allowed}")
         self.net = net
         self.blocks: list[Any] = list(net.blocks())  # a plain list: the modules are registered in `net` already
         # Of a block that was removed only its shortcut is left: there is nothing to decide.

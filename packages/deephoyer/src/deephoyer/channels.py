@@ -139,6 +139,8 @@ class Coupling:
 
     def _above(self, means: Tensor, round_to: int) -> Tensor:
         """[channels] bool: of which the mean, over the bundle that they are in, is above one."""
+        if round_to == 1:  # each is a bundle of its own
+            return means > 1
         kept = means.isinf()
         for _, bundle in self._bundles(kept, means, round_to):
             kept[bundle] = means[bundle].mean() > 1

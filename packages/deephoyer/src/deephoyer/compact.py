@@ -12,6 +12,7 @@ import torch
 from resless import costs, latency, models, onnx, weights
 from resless.errors import InputError
 from resless.models import shrunk
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 from resless.models.folded import check_unfolded
 from resless.models.lenet import LeNet5, LeNet300100
 from resless.outputs import check_equal
@@ -70,9 +71,9 @@ def _smaller(net: nn.Module, what: Plan) -> nn.Module:
     """The network that a plan leaves of `net`, which is used up."""
     changed = {path: kept for path, kept in what.layers.items() if kept.changed}
     cores = {path: shrunk.core_of(net.get_submodule(path)) for path in changed}
-    if what.dropped:
-        blocks = [path for path, module in net.named_modules() if module in set(net.blocks())]  # type: ignore[operator]
-        net.drop_blocks([index for index, path in enumerate(blocks) if path not in what.dropped])  # type: ignore[operator]
+    if isinstance(net, ResidualNetwork) and what.dropped:
+        blocks = [path for path, module in net.named_modules() if module in set(net.blocks())]
+        net.drop_blocks([index for index, path in enumerate(blocks) if path not in what.dropped])
     shrunk.exchange(net, {path: kept.part for path, kept in changed.items()})
     for path, kept in changed.items():
         _fill(shrunk.core_of(net.get_submodule(path)), cores[path], kept)
@@ -122,8 +123,8 @@ def _kept_blocks(net: nn.Module, base: models.Spec) -> tuple[int, ...] | None:
     """Which blocks of the base network still have their residual branch; None for all."""
     with torch.device("meta"):
         whole = models.build(replace(base, options=base.options | {"kept_blocks": None}))
-    left = {path for path, module in net.named_modules() if hasattr(module, "residual")}
-    blocks = [path for path, module in whole.named_modules() if hasattr(module, "residual")]
+    left = {path for path, module in net.named_modules() if isinstance(module, ResidualBlock)}
+    blocks = [path for path, module in whole.named_modules() if isinstance(module, ResidualBlock)]
     kept = tuple(index for index, path in enumerate(blocks) if path in left)
     return None if len(kept) == len(blocks) else kept
 

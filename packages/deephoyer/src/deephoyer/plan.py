@@ -23,6 +23,7 @@ from math import prod
 import torch
 from resless.errors import InputError
 from resless.models import shrunk
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 from resless.models.shrunk import Mixing, Norm, Part
 from torch import Tensor, nn
 
@@ -382,9 +383,9 @@ def _taps(core: nn.Module) -> float:
 
 def _droppable(model: nn.Module) -> set[str]:
     """Paths of the blocks whose residual branch can be removed."""
-    if not hasattr(model, "drop_blocks"):
+    if not isinstance(model, ResidualNetwork):
         return set()
-    return {path for path, module in model.named_modules() if hasattr(module, "residual")}
+    return {path for path, module in model.named_modules() if isinstance(module, ResidualBlock)}
 
 
 def _is_in_branch(node: Node, block: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -265,11 +266,9 @@ def trial_cuts(
 
 
 def least_power_of_two(holds: Callable[[float], bool]) -> float:
-    """The least power of two from 2^-20 on for which `holds`."""
-    exponent = -20
-    while not holds(2.0**exponent):
-        exponent += 1
-    return 2.0**exponent
+    """The least power of two from 2^-20 to 2^43 for which `holds`, which is to hold for all above one, too."""
+    exponents = range(-20, 43)
+    return 2.0 ** (exponents[0] + bisect_left(exponents, True, key=lambda exponent: holds(2.0**exponent)))
 
 
 def structure(model: nn.Module, example: Tensor, rule: str) -> Structure:

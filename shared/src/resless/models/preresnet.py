@@ -9,20 +9,14 @@ Letters: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resless.models import options, pooling
-from resless.models.resnet import (
-    STAGE_WIDTHS,
-    AvgPoolShortcut,
-    ShortcutOnly,
-    SubsampleShortcut,
-    initialise_convolutions,
-    kept_of,
-)
+from resless.models.blocks import ResidualBlock, ResidualNetwork
+from resless.models.resnet import STAGE_WIDTHS, AvgPoolShortcut, SubsampleShortcut, initialise_convolutions
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 STEMS = ("conv", "conv_bn_relu")
@@ -54,7 +48,7 @@ SHORTCUTS = {
 }
 
 
-class Block(nn.Module, ABC):
+class Block(ResidualBlock, nn.Module, ABC):
     """shortcut(x) + residual(x), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone.
 
     The network's first block, where the stem ends in batch norm and ReLU, has none of its own in front (`activate`).
@@ -119,7 +113,7 @@ class BottleneckBlock(Block):
 BLOCKS: dict[str, type[Block]] = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
-class PreResNet(nn.Module):
+class PreResNet(ResidualNetwork, nn.Module):
     """Stem, stages of blocks, head. Works on images of any size, for the head pools over all pixels.
 
     Args:
@@ -158,17 +152,7 @@ class PreResNet(nn.Module):
         initialise_convolutions(self)
 
     def stages(self) -> Sequence[nn.Sequential]:
-        """The stages, each of one size of features."""
         return list(self.layers)  # type: ignore[arg-type]
-
-    def blocks(self) -> Iterator[Block | ShortcutOnly]:
-        """All residual blocks, and what is left of dropped ones, in order of execution."""
-        for stage in self.stages():
-            yield from stage  # type: ignore[misc]
-
-    def drop_blocks(self, kept: Sequence[int] | None) -> None:
-        """Remove, in place, the residual branches of all blocks but `kept`; see `resnet.kept_of`."""
-        self.layers = nn.Sequential(*kept_of(kept, self.stages(), lambda block: ShortcutOnly(block.shortcut)))
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""

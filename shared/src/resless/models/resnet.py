@@ -10,14 +10,13 @@ Letters: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resless.models import options, pooling
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 
 STAGE_WIDTHS = (16, 32, 64)
 
@@ -61,7 +60,7 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequen
 SHORTCUTS = {"conv": conv_shortcut, "subsample": SubsampleShortcut, "avgpool": AvgPoolShortcut}
 
 
-class Block(nn.Module, ABC):
+class Block(ResidualBlock, nn.Module, ABC):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
 
     expansion: int
@@ -118,21 +117,10 @@ class BottleneckBlock(Block):
         return self.bn3(self.conv3(x))
 
 
-class ShortcutOnly(nn.Module):
-    """What is left of a stage's first block without its residual branch: its shortcut, and no ReLU."""
-
-    def __init__(self, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x)
-
-
 BLOCKS: dict[str, type[Block]] = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualNetwork, nn.Module):
     """Stem, three stages of blocks, head. Works on images of any size, for the head pools over all pixels."""
 
     def __init__(
@@ -158,18 +146,7 @@ class ResNet(nn.Module):
         return F.relu(self.bn1(self.conv1(x)))
 
     def stages(self) -> tuple[nn.Sequential, ...]:
-        """The residual blocks of each stage, and what is left of dropped ones, in order of execution."""
         return self.layer1, self.layer2, self.layer3
-
-    def blocks(self) -> Iterator[Block | ShortcutOnly]:
-        """Those of all stages."""
-        for stage in self.stages():
-            yield from cast("Iterator[Block | ShortcutOnly]", iter(stage))
-
-    def drop_blocks(self, kept: Sequence[int] | None) -> None:
-        """Remove, in place, the residual branches of all blocks but `kept`; see `kept_of`."""
-        left = kept_of(kept, self.stages(), lambda block: ShortcutOnly(block.shortcut))
-        self.layer1, self.layer2, self.layer3 = left
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""
@@ -179,40 +156,6 @@ class ResNet(nn.Module):
         x = self.stem(x)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.head(x)
-
-
-def kept_of(
-    kept: Sequence[int] | None, stages: Sequence[nn.Sequential], without_residual: Callable[[Any], nn.Module]
-) -> list[nn.Sequential]:
-    """The stages with only the blocks `kept`; None keeps all.
-
-    A dropped block is its shortcut: nothing where that changes nothing, `without_residual(block)` elsewhere. The blocks
-    that stay have the names that they had.
-
-    Args:
-        kept: increasing indices, counted over all blocks of all stages; may be empty.
-        stages: blocks that have a `shortcut`.
-        without_residual: what to put in place of a block whose shortcut is no identity.
-
-    Raises:
-        InputError: no list; an index that is no whole number, out of range, or not greater than the one before it.
-    """
-    if kept is None:
-        return list(stages)
-    total = sum(len(stage) for stage in stages)
-    # Unlike other lists of indices, this one may be empty.
-    chosen = set() if kept in ((), []) else set(options.kept_indices("kept_blocks", kept, total) or ())
-    result, index = [], 0
-    for stage in stages:
-        left = OrderedDict()
-        for name, block in stage.named_children():
-            if index in chosen:
-                left[name] = block
-            elif not isinstance(block.shortcut, nn.Identity):
-                left[name] = without_residual(block)
-            index += 1
-        result.append(nn.Sequential(left))
-    return result
 
 
 def initialise_convolutions(model: nn.Module) -> None:

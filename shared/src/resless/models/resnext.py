@@ -7,16 +7,19 @@ Letters: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resless.models import options
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 from resless.models.resnet import conv_shortcut, initialise_convolutions
 
 STEM_WIDTH = 64
 
 
-class Block(nn.Module):
+class Block(ResidualBlock, nn.Module):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
 
     def __init__(self, in_channels: int, inner: int, out_channels: int, groups: int, stride: int) -> None:
@@ -40,7 +43,7 @@ class Block(nn.Module):
         return F.relu(self.shortcut(x) + self.residual(x))
 
 
-class ResNeXt(nn.Module):
+class ResNeXt(ResidualNetwork, nn.Module):
     """Stem, three stages, head: [N, C, H, W] -> [N, num_classes]; H and W of any size."""
 
     def __init__(
@@ -62,6 +65,9 @@ class ResNeXt(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
         initialise_convolutions(self)
 
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
@@ -69,7 +75,14 @@ class ResNeXt(nn.Module):
 
 
 def resnext(
-    depth: int, cardinality: int, width: int, *, num_classes: int, in_channels: int, expansion: int = 4
+    depth: int,
+    cardinality: int,
+    width: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    expansion: int = 4,
+    kept_blocks: Sequence[int] | None = None,
 ) -> ResNeXt:
     """The ResNeXt of `depth` layers: resnext29_8x64 has depth 29, cardinality 8 and width 64.
 
@@ -80,10 +93,13 @@ def resnext(
         num_classes: number of logits.
         in_channels: C of the images.
         expansion: channels that the first stage gives out, in 64; each later stage doubles them.
+        kept_blocks: which blocks keep their residual branch, counted from 0 in order of execution; None keeps all.
 
     Raises:
-        InputError: a depth that no number of blocks gives, or another number out of range.
+        InputError: a depth that no number of blocks gives, another number or indices out of range.
     """
     blocks_per_stage = options.resnext(depth, cardinality, width)
     options.whole_number("expansion", expansion, 1, options.MAX_SIZE // (4 * STEM_WIDTH))
-    return ResNeXt(blocks_per_stage, cardinality, width, expansion, num_classes, in_channels)
+    model = ResNeXt(blocks_per_stage, cardinality, width, expansion, num_classes, in_channels)
+    model.drop_blocks(kept_blocks)
+    return model

@@ -8,40 +8,47 @@ Letters: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
 from resless.errors import check
 from resless.models import options
-from resless.models.resnet import kept_of
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 
 _IDENTITY = nn.Identity()
 
 
-class _WithShortcut:
-    """torchvision's blocks call their shortcut `downsample`, and have none where it changes nothing."""
-
-    downsample: nn.Module | None
-
-    @property
-    def shortcut(self) -> nn.Module:
-        return _IDENTITY if self.downsample is None else self.downsample
-
-
-class DownsampleOnly(_WithShortcut, nn.Module):
+class DownsampleOnly(nn.Module):
     """What is left of a stage's first block without its residual branch: its projection, and no ReLU."""
 
     def __init__(self, downsample: nn.Module) -> None:
         super().__init__()
         self.downsample = downsample
 
+    @property
+    def shortcut(self) -> nn.Module:
+        return self.downsample
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x)
+        return self.downsample(x)
 
 
-class BasicBlock(_WithShortcut, torchvision_resnet.BasicBlock):
+class _Block(ResidualBlock):
+    """torchvision's blocks call their shortcut `downsample`, and have none where it changes nothing."""
+
+    downsample: nn.Module | None
+
+    @property
+    def shortcut(self) -> nn.Module:  # type: ignore[override]
+        return _IDENTITY if self.downsample is None else self.downsample
+
+    def without_residual(self) -> DownsampleOnly | None:
+        return None if self.downsample is None else DownsampleOnly(self.downsample)
+
+
+class BasicBlock(_Block, torchvision_resnet.BasicBlock):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
 
     def residual(self, x: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ class BasicBlock(_WithShortcut, torchvision_resnet.BasicBlock):
         return self.bn2(self.conv2(x))
 
 
-class Bottleneck(_WithShortcut, torchvision_resnet.Bottleneck):
+class Bottleneck(_Block, torchvision_resnet.Bottleneck):
     """relu(shortcut(x) + residual(x)), [N, C, H, W] -> [N, C', H/stride, W/stride]; both parts can be called alone."""
 
     def residual(self, x: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class Bottleneck(_WithShortcut, torchvision_resnet.Bottleneck):
 _BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
-class ResNet(torchvision_resnet.ResNet):
+class ResNet(ResidualNetwork, torchvision_resnet.ResNet):
     """torchvision's ResNet with the parts that methods on blocks ask for: stem, blocks, head."""
 
     def stem(self, x: Tensor) -> Tensor:
@@ -71,22 +78,11 @@ class ResNet(torchvision_resnet.ResNet):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def stages(self) -> tuple[nn.Sequential, ...]:
-        """The residual blocks of each stage, and what is left of dropped ones, in order of execution."""
         return self.layer1, self.layer2, self.layer3, self.layer4
-
-    def blocks(self) -> Iterator[nn.Module]:
-        """Those of all stages."""
-        for stage in self.stages():
-            yield from stage
 
     def head(self, x: Tensor) -> Tensor:
         """Features [N, C, H, W] -> logits [N, num_classes]."""
         return self.fc(self.avgpool(x).flatten(1))
-
-    def drop_blocks(self, kept: Sequence[int] | None) -> None:
-        """Remove, in place, the residual branches of all blocks but `kept`; see `resless.models.resnet.kept_of`."""
-        left = kept_of(kept, self.stages(), lambda block: DownsampleOnly(block.downsample))
-        self.layer1, self.layer2, self.layer3, self.layer4 = left
 
 
 def resnet(depth: int, *, num_classes: int, in_channels: int, kept_blocks: Sequence[int] | None = None) -> ResNet:

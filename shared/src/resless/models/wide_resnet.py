@@ -8,14 +8,29 @@ Letters: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resless.models import options
+from resless.models.blocks import ResidualBlock, ResidualNetwork
 from resless.models.resnet import STAGE_WIDTHS, initialise_convolutions
 
 
-class Block(nn.Module):
+class ProjectionOnly(nn.Module):
+    """What is left of a stage's first block without its residual branch: its projection of the activated input."""
+
+    def __init__(self, bn1: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.bn1 = bn1
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(F.relu(self.bn1(x)))
+
+
+class Block(ResidualBlock, nn.Module):
     """Two 3x3 convolutions, dropout between them: [N, C, H, W] -> [N, C', H/stride, W/stride]."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
@@ -26,16 +41,19 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         unchanged = stride == 1 and in_channels == out_channels
-        self.shortcut = None if unchanged else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if unchanged else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
         residual = F.relu(self.bn2(self.conv1(activated)))
         residual = self.conv2(self.dropout(residual))
-        return residual + (x if self.shortcut is None else self.shortcut(activated))
+        return residual + self.shortcut(x if isinstance(self.shortcut, nn.Identity) else activated)
+
+    def without_residual(self) -> ProjectionOnly | None:
+        return None if isinstance(self.shortcut, nn.Identity) else ProjectionOnly(self.bn1, self.shortcut)
 
 
-class WideResNet(nn.Module):
+class WideResNet(ResidualNetwork, nn.Module):
     """One convolution, three stages, head: [N, C, H, W] -> [N, num_classes]; H and W of any size."""
 
     def __init__(
@@ -56,12 +74,23 @@ class WideResNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
         initialise_convolutions(self)
 
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.linear(F.relu(self.bn(x)).mean(dim=(2, 3)))
 
 
-def wide_resnet(depth: int, widening: int, *, num_classes: int, in_channels: int, dropout: float = 0.0) -> WideResNet:
+def wide_resnet(
+    depth: int,
+    widening: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    dropout: float = 0.0,
+    kept_blocks: Sequence[int] | None = None,
+) -> WideResNet:
     """The Wide ResNet of `depth` layers: wrn28_10 has depth 28 and widening 10.
 
     Args:
@@ -70,10 +99,13 @@ def wide_resnet(depth: int, widening: int, *, num_classes: int, in_channels: int
         num_classes: number of logits.
         in_channels: C of the images.
         dropout: probability with which an input of a block's second convolution is zero in training.
+        kept_blocks: which blocks keep their residual branch, counted from 0 in order of execution; None keeps all.
 
     Raises:
-        InputError: a depth that no number of blocks gives, widening or dropout out of range.
+        InputError: a depth that no number of blocks gives, widening, dropout or indices out of range.
     """
     blocks_per_stage = options.wide_resnet(depth, widening)
     options.probability("dropout", dropout)
-    return WideResNet(blocks_per_stage, widening, dropout, num_classes, in_channels)
+    model = WideResNet(blocks_per_stage, widening, dropout, num_classes, in_channels)
+    model.drop_blocks(kept_blocks)
+    return model
