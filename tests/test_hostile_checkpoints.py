@@ -104,9 +104,8 @@ def residual_network() -> tuple[Any, Callable[[Path], object]]:
 
 def policy_features() -> tuple[Any, Callable[[Path], object]]:
     net = BlockDropNet("R32_C10", policy="resnet8")
-    deeper = {key: tensor for key, tensor in net.policy.features.state_dict().items()}
-    deeper |= {"layer1.1.conv1.weight": torch.zeros(1), "linear.weight": torch.zeros(1)}
-    return deeper, lambda file: load_policy_features(net.policy, str(file))
+    unused = {"layer1.1.conv1.weight": torch.zeros(1), "linear.weight": torch.zeros(1)}
+    return net.policy.features.state_dict() | unused, lambda file: load_policy_features(net.policy, str(file))
 
 
 def averaged_adaptive_network(ema: bool = True) -> tuple[Any, Callable[[Path], object]]:

@@ -54,29 +54,25 @@ def one_by_one(name: str) -> None:
     samples = open_samples(name)
     stream = Stream(samples, size=32)
     assert len(stream) == len(stream.labels)
-    batches = StreamEvalBatches(
-        samples, 4, mean=(0.5,) * samples.channels, std=(0.5,) * samples.channels, num_workers=0
-    )
+    half = (0.5,) * samples.channels
+    batches = StreamEvalBatches(samples, 4, mean=half, std=half, num_workers=0)
     assert sum(len(labels) for _, labels in batches) == len(samples)
 
 
 # --- CIFAR's pickles -------------------------------------------------------------------------------------------------
 
 
-def cifar(folder: Path) -> dict[str, Any]:
-    """CIFAR-100's two files; their contents by name."""
-    folder.mkdir()
-    contents = {
-        "train": {
-            b"data": PIXELS.reshape(4, -1),
-            b"fine_labels": [99, 3, 0, 1],
-            b"filenames": [b"a", b"b", b"c", b"d"],
-        },
-        "meta": {b"fine_label_names": [f"class{number}".encode() for number in range(100)]},
-    }
-    for name, content in contents.items():
+CIFAR100: dict[str, dict[bytes, Any]] = {
+    "train": {b"data": PIXELS.reshape(4, -1), b"fine_labels": [99, 3, 0, 1], b"coarse_labels": [9, 3, 0, 1]},
+    "meta": {b"fine_label_names": [f"class{number}".encode() for number in range(100)]},
+}
+"""What its two files hold."""
+
+
+def write_cifar(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in CIFAR100.items():
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    return contents
 
 
 ARRAYS: list[Callable[[Any], Any]] = [
@@ -87,43 +83,45 @@ ARRAYS: list[Callable[[Any], Any]] = [
 ]
 
 
+def changed_entries(content: dict[bytes, Any], chance: random.Random) -> dict[Any, Any]:
+    """A copy with one or two things in it replaced, renamed or left out."""
+    content = {key: list(value) if isinstance(value, list) else value for key, value in content.items()}
+    for _ in range(chance.randint(1, 2)):
+        container, key = chance.choice(list(places(content)) or [([0], 0)])
+        action = chance.choice(["array", "value", "name", "drop"])
+        if action == "array" and isinstance(container[key], list | np.ndarray):
+            container[key] = chance.choice(ARRAYS)(container[key])
+        elif action == "name" and isinstance(container, dict):
+            container[chance.choice([b"", "data", b"coarse_labels", 0])] = container.pop(key)
+        elif action == "drop":
+            del container[key]
+        else:
+            container[key] = hostile(chance)
+    return content
+
+
 def test_any_cifar_pickle_is_read_or_refused_in_a_sentence(fuzz: Fuzz, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    contents = cifar(folder)
+    write_cifar(folder)
 
     def damage(chance: random.Random) -> str:
-        name = chance.choice(list(contents))
-        content: Any = {key: list(value) if isinstance(value, list) else value for key, value in contents[name].items()}
-        for _ in range(chance.randint(1, 2)):
-            container, key = chance.choice(list(places(content)) or [([0], 0)])
-            action = chance.choice(["array", "value", "name", "drop"])
-            if action == "array" and isinstance(container[key], list | np.ndarray):
-                container[key] = chance.choice(ARRAYS)(container[key])
-            elif action == "name" and isinstance(container, dict):
-                container[chance.choice([b"", "data", b"coarse_labels", 0])] = container.pop(key)
-            elif action == "drop":
-                del container[key]
-            else:
-                container[key] = hostile(chance)
-        cifar_again(folder)
+        write_cifar(folder)
+        name = chance.choice(list(CIFAR100))
+        content = changed_entries(CIFAR100[name], chance)
         (folder / name).write_bytes(pickle.dumps(content, protocol=chance.randint(0, 4)))
         return f"{name}: {content!r}"
-
-    def cifar_again(folder: Path) -> None:
-        for name, content in contents.items():
-            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
 
     fuzz(damage, lambda: in_memory("cifar100", folder, folder), least_refused=0.1)
 
 
 def test_any_bytes_of_cifar_are_read_or_refused_in_a_sentence(fuzz: Fuzz, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    cifar(folder)
-    wholes = {name: (folder / name).read_bytes() for name in ("train", "meta")}
+    write_cifar(folder)
+    wholes = {file: file.read_bytes() for file in folder.iterdir()}
 
     def damage(chance: random.Random) -> None:
-        for name, whole in wholes.items():
-            (folder / name).write_bytes(broken(whole, chance))
+        for file, whole in wholes.items():
+            file.write_bytes(broken(whole, chance))
 
     fuzz(damage, lambda: in_memory("cifar100", folder, folder), least_refused=0.1)
 
@@ -131,41 +129,37 @@ def test_any_bytes_of_cifar_are_read_or_refused_in_a_sentence(fuzz: Fuzz, tmp_pa
 # --- MNIST's idx files -----------------------------------------------------------------------------------------------
 
 
+SIZES = [0, 1, -1, 5, 28, -28, 10, 14, 56, 0x800, 0x803, 2**31 - 1]
+IDX = {
+    "images-idx3-ubyte": ([0x803, 5, 28, 28], RNG.integers(0, 256, 5 * 28 * 28, dtype=np.uint8).tobytes()),
+    "labels-idx1-ubyte": ([0x801, 5], bytes([0, 9, 3, 4, 5])),
+}
+"""Numbers in front, and what follows them."""
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_any_idx_file_is_read_or_refused_in_a_sentence(packed: bool, fuzz: Fuzz, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    ending = ".gz" if packed else ""
-    files = {
-        rank: folder / f"train-{kind}{ending}" for rank, kind in ((3, "images-idx3-ubyte"), (1, "labels-idx1-ubyte"))
-    }
-    pixels = RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8)
-    wholes = {
-        3: np.array([0x803, 5, 28, 28], ">i4").tobytes() + pixels.tobytes(),
-        1: np.array([0x801, 5], ">i4").tobytes() + bytes([0, 9, 3, 4, 5]),
-    }
 
-    def write(rank: int, content: bytes, chance: random.Random | None = None) -> None:
-        if packed:
-            content = gzip.compress(content, compresslevel=1)
-        files[rank].write_bytes(broken(content, chance) if chance is not None and chance.random() < 0.5 else content)
+    def write(name: str, numbers: list[int], values: bytes, chance: random.Random | None = None) -> None:
+        content = np.array(numbers, ">i4").tobytes() + values
+        content = gzip.compress(content, compresslevel=1) if packed else content
+        file = folder / f"train-{name}{'.gz' if packed else ''}"
+        file.write_bytes(broken(content, chance) if chance is not None and chance.random() < 0.5 else content)
 
     def damage(chance: random.Random) -> str:
-        for rank in wholes:
-            write(rank, wholes[rank])
-        rank = chance.choice(list(wholes))
-        sizes = np.frombuffer(wholes[rank], ">i4", count=1 + rank).copy()
-        sizes[chance.randrange(len(sizes))] = chance.choice([*SIZES, chance.randrange(-(2**31), 2**31)])
-        values = wholes[rank][4 * len(sizes) :]
-        write(rank, sizes.tobytes() + values * chance.choice([0, 1, 1, 1, 2]), chance)
-        return f"{files[rank]}: {sizes.tolist()}"
+        for name, (numbers, values) in IDX.items():
+            write(name, numbers, values)
+        name, (numbers, values) = chance.choice(list(IDX.items()))
+        numbers = list(numbers)
+        numbers[chance.randrange(len(numbers))] = chance.choice([*SIZES, chance.randrange(-(2**31), 2**31)])
+        write(name, numbers, values * chance.choice([0, 1, 1, 1, 2]), chance)
+        return f"{name}: {numbers}"
 
-    for rank, content in wholes.items():
-        write(rank, content)
+    for name, (numbers, values) in IDX.items():
+        write(name, numbers, values)
     fuzz(damage, lambda: in_memory("mnist", folder, folder), least_refused=0.25)
-
-
-SIZES = [0, 1, -1, 5, 28, -28, 10, 14, 56, 0x800, 0x803, 2**31 - 1]
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------
