@@ -6,11 +6,14 @@ The commands run on few images and save after every step, so that most moments a
 from __future__ import annotations
 
 import fcntl
+import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -24,7 +27,7 @@ import resless.cli
 import torch
 from resless import checkpoint, models, weights
 from resless.run import Run
-from resless.testing import Ended, assert_same_run, entered, few_images, succeeded, undrawn
+from resless.testing import TIMEOUT_S, Ended, assert_same_run, entered, few_images, succeeded, undrawn
 
 KILLS = int(os.environ.get("RESLESS_KILLS", "3"))  # of each of the seven commands
 Entry = Callable[[], None]
@@ -179,3 +182,31 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(command: tuple[Entr
         sentence = stopped(entry, *options, "--run-dir", "run", cwd=tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
     assert sentence == "error: run folder run is in use by another run: wait, or choose --run-dir"
+
+
+def test_of_two_runs_started_at_once_in_one_folder_one_ends_and_the_other_says_why(tmp_path: Path) -> None:
+    entry, options = COMMANDS["resless-train"]
+    both, prepare = multiprocessing.get_context("fork").Barrier(2), Run.prepare
+
+    def prepared_at_once(self: Run, *networks: Any, **state: Any) -> Any:
+        both.wait(TIMEOUT_S)  # each has found the folder free
+        return prepare(self, *networks, **state)
+
+    def started(seed: int) -> Ended:
+        return entered(entry, *options, *SHORT, "--run-dir", "run", "--seed", str(seed), cwd=tmp_path)[0]
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(Run, "prepare", prepared_at_once)
+        ended = list(pool.map(started, range(2)))
+    codes = [run.code for run in ended]
+    assert sorted(codes) == [0, 2], "\n".join(run.printed for run in ended)
+    assert ended[codes.index(2)].printed.splitlines()[-1] in (
+        "error: run folder run is in use by another run: wait, or choose --run-dir",
+        # Where the machine was so busy that the other had ended before.
+        "error: run folder run exists: go on with --resume auto, replace it with --overwrite, or choose --run-dir",
+    )
+    first = codes.index(0)
+    starts = json.loads((tmp_path / "run" / "env.json").read_text())["starts"]
+    assert [start["seed"] for start in starts] == [first]
+    succeeded(entry, *options, *SHORT, "--run-dir", "alone", "--seed", str(first), cwd=tmp_path)
+    assert_same_run(tmp_path / "alone", tmp_path / "run")

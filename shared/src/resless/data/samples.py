@@ -80,7 +80,7 @@ class Samples(ABC):
 
     @contextmanager
     def _decoding(self, index: int) -> Iterator[None]:
-        """Whatever is raised in it, PIL says so of a damaged image `index`, and it can raise anything."""
+        """InputError, naming image `index`, for whatever is raised: at a damaged image PIL can raise anything."""
         try:
             yield
         except Exception as error:
@@ -225,7 +225,10 @@ class ParquetTable(Table):
         import pyarrow
         from pyarrow import parquet
 
-        columns = [_reading(file, lambda file: parquet.read_table(file, columns=[name])[name]) for file in self.files]
+        def read(file: Path) -> pyarrow.ChunkedArray:
+            return parquet.read_table(file, columns=[name], page_checksum_verification=True)[name]
+
+        columns = [_reading(file, read) for file in self.files]
         for file, column in zip(self.files, columns, strict=True):
             if column.type != self.schema.field(name).type:
                 raise InputError(f"column {name!r} of {file} holds {column.type}, not {self.schema.field(name).type}")
