@@ -1,4 +1,4 @@
-"""Damaged files and killed runs, for as long as is asked for: how many were tried, refused and taken.
+"""Damaged files and killed runs, for as long as is asked for: how many were tried and refused.
 
     python benchmarks/fuzz.py --minutes 60
 
@@ -44,6 +44,8 @@ def main(options: Options) -> int:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-v", *tests, f"--junitxml={report}", "-o", "junit_family=xunit1"]
         code = subprocess.run(command, cwd=ROOT, env=os.environ | given).returncode
+        if not report.exists():
+            raise SystemExit(f"pytest ended with {code} before its report: its last line tells the case")
         tested = ElementTree.parse(report).iter("testcase")
         cases = [measured(case) for case in tested if case.find("properties") is not None]
     write("fuzz", {"options": asdict(options), "seed": "the name of the case", "cases": cases})

@@ -6,10 +6,10 @@ import gzip
 import math
 import pickle
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +46,6 @@ _CIFAR = {
 _MNIST = {"train": "train", "test": "t10k"}
 _MAX_IDX_BYTES = 2**28  # five times MNIST's: what a damaged file states, or unpacks to, is not allocated
 
-T = TypeVar("T")
-
 
 def open_cifar(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySamples | None:
     """CIFAR's batches in `folder` or in torchvision's folder below it; None if they are not there."""
@@ -58,7 +56,7 @@ def open_cifar(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySa
     files = [folder / name for split in splits for name in layout.files[split]]
     if not any(file.is_file() for file in files):
         return None
-    names = _read_pickle(folder / layout.meta, layout.class_names, lambda found: [name.decode() for name in found])
+    (names,) = _read_pickle(folder / layout.meta, {layout.class_names: lambda found: [name.decode() for name in found]})
     batches = [_read_cifar(file, layout.labels) for file in files]
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     samples = ArraySamples(dataset, images, labels, names, files, [len(labels) for _, labels in batches])
@@ -92,8 +90,7 @@ def open_mnist(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySa
 
 
 def _read_cifar(file: Path, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    images = _read_pickle(file, b"data", lambda found: np.asarray(found).astype(np.uint8, casting="safe", copy=False))
-    labels = _read_pickle(file, label_key, lambda found: np.asarray(found).astype(np.int64, casting="safe", copy=False))
+    images, labels = _read_pickle(file, {b"data": _array_of(np.uint8), label_key: _array_of(np.int64)})
     if labels.ndim != 1 or images.shape != (len(labels), 3 * 32 * 32):
         raise InputError(
             f"{file} holds labels of shape {labels.shape} and images of shape {images.shape}, not [N] and [N, 3072]"
@@ -101,13 +98,20 @@ def _read_cifar(file: Path, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 3, 32, 32), labels
 
 
-def _read_pickle(file: Path, key: bytes, convert: Callable[[Any], T]) -> T:
-    """One entry of a pickled dictionary, converted."""
+def _array_of(dtype: type[np.integer]) -> Callable[[Any], np.ndarray]:
+    """Makes an array, of what it can hold as it is."""
+    return lambda found: np.asarray(found).astype(dtype, casting="safe", copy=False)
+
+
+def _read_pickle(file: Path, entries: Mapping[bytes, Callable[[Any], Any]]) -> list[Any]:
+    """Some entries of a pickled dictionary, each converted by its function."""
     try:
         with file.open("rb") as opened:
-            return convert(_NumpyUnpickler(opened, encoding="bytes").load()[key])
+            content = _NumpyUnpickler(opened, encoding="bytes").load()
+        return [convert(content[key]) for key, convert in entries.items()]
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{file} cannot be read as a CIFAR file with {key.decode()}: {error}") from error
+        names = " and ".join(key.decode() for key in entries)
+        raise InputError(f"{file} cannot be read as a CIFAR file with {names}: {error}") from error
 
 
 class _NumpyUnpickler(pickle._Unpickler):
