@@ -34,12 +34,7 @@ NAMES: list[Any] = [
     *(0, None, 0.5, (1, 2), b"conv1.weight"),
 ]
 TENSORS: list[Callable[[Tensor], Any]] = [
-    *(
-        lambda t: t.flatten(),
-        lambda t: t[None],
-        lambda t: t.reshape(-1)[:1],
-        lambda t: t[..., None].expand(*t.shape, 3),
-    ),
+    *(lambda t: t.flatten(), lambda t: t[None], lambda t: t.reshape(-1)[:1], lambda t: torch.stack([t, t])),
     *(lambda t: t.double(), lambda t: t.half(), lambda t: t.to(torch.int64), lambda t: t.to(torch.complex64)),
     *(lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to("meta"), lambda t: t.float().to_sparse(), lambda t: [t]),
     # Of one number each, but of many gigabytes once they are copied.
@@ -128,9 +123,8 @@ def plain_as_adaptive() -> tuple[Any, Callable[[Path], object]]:
 
 def plain_network() -> tuple[Any, Callable[[Path], object]]:
     net = models.create("resnet8")
-    return {"net": {f"module.{key}": tensor for key, tensor in net.state_dict().items()}}, lambda f: weights.load(
-        net, f
-    )
+    content = {"net": {f"module.{key}": tensor for key, tensor in net.state_dict().items()}}
+    return content, lambda file: weights.load(net, file)
 
 
 LAYOUTS = [
