@@ -311,6 +311,14 @@ class TestImageTree:
         assert len(found) > 0
         assert all(one.startswith(f"image {file} cannot be decoded: ") and "\n" not in one for one in found)
 
+    @pytest.mark.parametrize(("height", "width"), [(1, 101), (202, 2)])
+    def test_a_strip_is_refused(self, tmp_path, height, width):
+        write_image(tmp_path / "train" / "cat" / "x.png", np.zeros((3, height, width), np.uint8))
+        with pytest.raises(
+            InputError, match=f"it has {width} x {height} pixels, but no side may be more than 100 times"
+        ):
+            open_samples(str(tmp_path)).image(0)
+
     def test_links_in_a_circle_are_followed_once(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
         for name in ("back", "again"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = {b"RI": "WEBP", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}  # by the first two bytes
+_MAX_ASPECT = 100  # of an image: a damaged size can make a strip that is resized to gigabytes
 _MAX_CLASSES = 65_536  # of a network: a damaged label is not to make names for billions
 
 
@@ -71,9 +72,11 @@ class Samples(ABC):
         """
         mode = "L" if self.channels == 1 else "RGB"
         with self._decoding(index):
-            picture = self._open(index).convert(mode)
-            if 0 in picture.size:
-                raise ValueError("it has no pixels")
+            picture = self._open(index)
+            if not 0 < max(picture.size) <= _MAX_ASPECT * min(picture.size):
+                found = f"{picture.width} x {picture.height} pixels"
+                raise ValueError(f"it has {found}, but no side may be more than {_MAX_ASPECT} times the other")
+            picture = picture.convert(mode)
         if size is not None:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         return np.array(picture).reshape(picture.height, picture.width, self.channels).transpose(2, 0, 1)
