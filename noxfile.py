@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent
 PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 PYTEST = ["pytest>=8", "pytest-xdist>=3.6"]
 FILES_AT_A_TIME = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]  # each with one thread: see `pytest`
+ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
 ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, to test them
 
 # Those that read MNIST or CIFAR-10 come first: they take --data-dir.
@@ -54,8 +55,7 @@ def install(session: nox.Session, papers: list[str], *more: str) -> None:
 
 def pytest(session: nox.Session, *folders: str) -> None:
     """Test several files at a time, a process a core; on the processor, also where there is a GPU."""
-    on_cpu = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
-    session.run("pytest", *FILES_AT_A_TIME, *folders, *session.posargs, env=on_cpu)
+    session.run("pytest", *FILES_AT_A_TIME, *folders, *session.posargs, env=ON_CPU)
 
 
 @nox.session
@@ -77,6 +77,13 @@ def gpu(session: nox.Session) -> None:
     """Test on the GPU what depends on it (not a default session); everything else is tested on the processor."""
     install(session, PAPERS, *PYTEST)
     session.run("pytest", "tests/test_gpu.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damage files and kill runs for long (not a default session); -- --minutes 60 --kills 20."""
+    install(session, PAPERS, *PYTEST)
+    session.run("python", "benchmarks/fuzz.py", *session.posargs, env=ON_CPU)
 
 
 @nox.session

@@ -6,12 +6,16 @@ The commands run on few images and save after every step, so that most moments a
 from __future__ import annotations
 
 import fcntl
+import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import adn.cli
@@ -23,9 +27,9 @@ import resless.cli
 import torch
 from resless import checkpoint, models, weights
 from resless.run import Run
-from resless.testing import Ended, assert_same_run, entered, few_images, succeeded, undrawn
+from resless.testing import TIMEOUT_S, Ended, assert_same_run, entered, few_images, succeeded, undrawn
 
-KILLS = 3  # of each of the seven commands
+KILLS = int(os.environ.get("RESLESS_KILLS", "3"))  # of each of the seven commands
 Entry = Callable[[], None]
 COMMANDS: dict[str, tuple[Entry, list[str]]] = {
     "resless-train": (resless.cli.train, ["--recipe", "smoke_resnet"]),
@@ -106,22 +110,29 @@ def stopped(entry: Entry, *args: str, cwd: Path) -> str:
     return ended.printed.splitlines()[-1]
 
 
+def assert_as_whole(folder: Path, whole: Path) -> None:
+    """A run ended as the one to which nothing happened."""
+    assert_same_run(whole, folder)
+    assert (folder / "result.json").read_text() == (whole / "result.json").read_text()
+
+
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
-    command: tuple[Entry, list[str]], whole: Path, tmp_path: Path
+    command: tuple[Entry, list[str]], whole: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     entry, options = command
-    moments = random.Random(0)
     args = [*options, "--run-dir", "run", "--resume", "auto"]
-    codes = []
-    for _ in range(KILLS):
-        ended = killed_after(moments.uniform(0.01, seconds(whole) / 2), entry, *args, cwd=tmp_path)
+    moments, killed, cwd = random.Random(0), 0, Path(mkdtemp(dir=tmp_path))
+    while killed < KILLS:
+        ended = killed_after(moments.uniform(0.01, seconds(whole) / 2), entry, *args, cwd=cwd)
         assert ended.code in (-signal.SIGALRM, 0), ended.printed
-        assert damaged(tmp_path / "run") == {}
-        codes.append(ended.code)
-    assert -signal.SIGALRM in codes
-    succeeded(entry, *args, cwd=tmp_path)
-    assert_same_run(whole, tmp_path / "run")
-    assert (tmp_path / "run" / "result.json").read_text() == (whole / "result.json").read_text()
+        assert damaged(cwd / "run") == {}
+        killed += ended.code != 0
+        if ended.code == 0:  # the moment came too late, and the next is one of another run
+            assert_as_whole(cwd / "run", whole)
+            cwd = Path(mkdtemp(dir=tmp_path))
+    succeeded(entry, *args, cwd=cwd)
+    assert_as_whole(cwd / "run", whole)
+    record_property("killed", killed)
 
 
 def mounted(folder: Path, options: str) -> None:
@@ -171,3 +182,31 @@ def test_a_folder_in_which_another_run_is_at_work_is_refused(command: tuple[Entr
         sentence = stopped(entry, *options, "--run-dir", "run", cwd=tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", ".lock"]
     assert sentence == "error: run folder run is in use by another run: wait, or choose --run-dir"
+
+
+def test_of_two_runs_started_at_once_in_one_folder_one_ends_and_the_other_says_why(tmp_path: Path) -> None:
+    entry, options = COMMANDS["resless-train"]
+    both, prepare = multiprocessing.get_context("fork").Barrier(2), Run.prepare
+
+    def prepared_at_once(self: Run, *networks: Any, **state: Any) -> Any:
+        both.wait(TIMEOUT_S)  # each has found the folder free
+        return prepare(self, *networks, **state)
+
+    def started(seed: int) -> Ended:
+        return entered(entry, *options, *SHORT, "--run-dir", "run", "--seed", str(seed), cwd=tmp_path)[0]
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(Run, "prepare", prepared_at_once)
+        ended = list(pool.map(started, range(2)))
+    codes = [run.code for run in ended]
+    assert sorted(codes) == [0, 2], "\n".join(run.printed for run in ended)
+    assert ended[codes.index(2)].printed.splitlines()[-1] in (
+        "error: run folder run is in use by another run: wait, or choose --run-dir",
+        # Where the machine was so busy that the other had ended before.
+        "error: run folder run exists: go on with --resume auto, replace it with --overwrite, or choose --run-dir",
+    )
+    first = codes.index(0)
+    starts = json.loads((tmp_path / "run" / "env.json").read_text())["starts"]
+    assert [start["seed"] for start in starts] == [first]
+    succeeded(entry, *options, *SHORT, "--run-dir", "alone", "--seed", str(first), cwd=tmp_path)
+    assert_same_run(tmp_path / "alone", tmp_path / "run")

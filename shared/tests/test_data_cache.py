@@ -75,6 +75,21 @@ def empty_the_information(entry):
     (entry / "info.json").write_text(json.dumps([]))
 
 
+def leave_the_header_open(entry):
+    content = (entry / "labels.npy").read_bytes()
+    (entry / "labels.npy").write_bytes(content.replace(b"}", b"("))
+
+
+def call_the_pixels_signed(entry):
+    content = (entry / "images.npy").read_bytes()
+    (entry / "images.npy").write_bytes(content.replace(b"|u1", b"|i1"))
+
+
+def exchange_height_and_width(entry):
+    content = (entry / "images.npy").read_bytes()
+    (entry / "images.npy").write_bytes(content.replace(b"(300, 3, 4, 5)", b"(3, 300, 4, 5)"))
+
+
 def lose_the_labels(entry):
     (entry / "labels.npy").unlink()
 
@@ -89,6 +104,9 @@ def empty_the_images(entry):
         truncate,
         flip_a_pixel,
         change_a_label,
+        leave_the_header_open,
+        call_the_pixels_signed,
+        exchange_height_and_width,
         cut_the_information,
         empty_the_information,
         lose_the_labels,

@@ -104,6 +104,13 @@ class TestLoad:
             load(str(tmp_path), cache_dir=tmp_path / "cache")
         assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
 
+    def test_a_link_to_nothing_is_named(self, tmp_path):
+        (tmp_path / "set" / "train" / "cat").mkdir(parents=True)
+        link = tmp_path / "set" / "train" / "cat" / "x.png"
+        link.symlink_to("nowhere")
+        with pytest.raises(InputError, match=f"{link} cannot be read: it is missing, or no regular file"):
+            load(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
+
     def test_resizing_equals_pil(self, tmp_path):
         arrays = random_arrays(3, size=20)
         write_parquet(tmp_path, arrays, [0, 1, 2])

@@ -47,6 +47,26 @@ def write_image(file, image):
     file.write_bytes(encode(image))
 
 
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def said_after_flips(folder, file, places, count=60):
+    """What is said when one bit of a file is another, of some of the bytes at `places`; None where images are read."""
+    whole, said = file.read_bytes(), []
+    for place, bit in np.random.default_rng(0).integers((places.start, 0), (places.stop, 8), (count, 2)):
+        file.write_bytes(flipped(whole, 8 * place + bit))
+        try:
+            samples = open_samples(str(folder))
+            assert all(samples.image(index).shape[0] == 3 for index in range(len(samples)))
+            said.append(None)
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
 def assert_same(samples, images, labels):
     assert len(samples) == len(images) == len(labels)
     assert samples.labels.dtype == np.int64
@@ -165,6 +185,68 @@ class TestParquet:
             open_samples(str(tmp_path)).image(1)
         assert "BytesIO" not in str(error.value)
 
+    def test_label_that_no_network_can_have_names_file_and_row(self, tmp_path):
+        write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 10**12])
+        with pytest.raises(
+            InputError, match=r"row 1 of .* has the label 1000000000000, but labels .* must be 0 to 65535"
+        ):
+            open_samples(str(tmp_path))
+
+    @pytest.mark.parametrize("stored", ["no json", "[]", '{"info": {"features": {"label": {"names": "ab"}}}}'])
+    def test_class_names_that_cannot_be_read_name_the_file(self, tmp_path, stored):
+        write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+        table = parquet.read_table(tmp_path / "train-0.parquet").replace_schema_metadata({"huggingface": stored})
+        parquet.write_table(table, tmp_path / "train-0.parquet")
+        with pytest.raises(InputError, match=f"{tmp_path / 'train-0.parquet'} does not say the class names of 'label'"):
+            open_samples(str(tmp_path))
+
+    def test_files_whose_columns_differ_are_named(self, tmp_path):
+        write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+        write_parquet(tmp_path / "train-1.parquet", pictures(2), [0.5, 1.5])
+        with pytest.raises(InputError, match=f"'label' of {tmp_path / 'train-1.parquet'} holds double, not int64"):
+            open_samples(str(tmp_path))
+        write_parquet(tmp_path / "train-1.parquet", pictures(2), [0, 1], label_column="kind")
+        with pytest.raises(InputError, match=f"{tmp_path / 'train-1.parquet'} cannot be read as parquet: .*label"):
+            open_samples(str(tmp_path))
+
+    def test_a_column_that_is_there_twice_is_refused(self, tmp_path):
+        write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+        table = parquet.read_table(tmp_path / "train-0.parquet")
+        parquet.write_table(table.append_column("label", pyarrow.array([3, 4])), tmp_path / "train-0.parquet")
+        with pytest.raises(InputError, match=r"train-0.parquet has several columns 'label'"):
+            open_samples(str(tmp_path), label_column="label")
+
+    @pytest.mark.parametrize("path", ["/dev/zero", "nowhere"])
+    def test_a_path_in_place_of_an_image_leads_to_a_file(self, tmp_path, path):
+        write_image(tmp_path / "there.png", pictures(1)[0])
+        rows = [{"bytes": None, "path": str(tmp_path / "there.png")}, {"bytes": None, "path": path}]
+        table = pyarrow.table({"image": pyarrow.array(rows), "label": pyarrow.array([0, 1])})
+        parquet.write_table(table, tmp_path / "train-0.parquet")
+        samples = open_samples(str(tmp_path))
+        assert samples.image(0).shape == (3, 6, 6)
+        with pytest.raises(InputError, match=f"row 1 of .* cannot be decoded: {path} cannot be read: it is missing"):
+            samples.image(1)
+
+    def test_the_channels_of_a_damaged_image_are_refused_in_a_sentence(self, tmp_path):
+        write_parquet(tmp_path / "train-0.parquet", [b"no image"], [0])
+        with pytest.raises(InputError, match=f"row 0 of {tmp_path / 'train-0.parquet'} cannot be decoded: "):
+            _ = open_samples(str(tmp_path)).channels
+
+    def test_a_flipped_bit_in_a_page_with_a_checksum_is_found(self, tmp_path):
+        file = tmp_path / "train-0.parquet"
+        write_parquet(file, pictures(40), [*range(40)])
+        parquet.write_table(parquet.read_table(file), file, write_page_checksum=True)
+        end = parquet.ParquetFile(file).metadata.row_group(0).column(0).total_compressed_size
+        said = said_after_flips(tmp_path, file, range(end // 4, end // 2))
+        assert all(one and f"{file} cannot be read as parquet: " in one and "CRC" in one for one in said)
+
+    def test_a_flipped_bit_without_checksums_is_found_or_gives_other_values(self, tmp_path):
+        file = tmp_path / "train-0.parquet"
+        write_parquet(file, pictures(40), [*range(40)])
+        found = [one for one in said_after_flips(tmp_path, file, range(file.stat().st_size)) if one is not None]
+        assert len(found) > 0
+        assert all(str(file) in one and "\n" not in one for one in found)
+
     def test_damaged_file_is_named(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
         (tmp_path / "train-1.parquet").write_bytes((tmp_path / "train-0.parquet").read_bytes()[:-100])
@@ -187,6 +269,13 @@ class TestParquet:
         assert_same(samples, images, [0, 1, 2, 3, 4])
         assert samples.where(2) == f"row 0 of {tmp_path / 'train-1.parquet'}"
         assert_same(pickle.loads(pickle.dumps(samples)), images, [0, 1, 2, 3, 4])
+
+    def test_files_that_cannot_be_mapped_are_refused_in_a_sentence(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+        write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
+        write_parquet(tmp_path / "train-1.parquet", pictures(2), ["a", "b"], label_column="kind")
+        with pytest.raises(InputError, match=f"^cannot map the parquet files in {tmp_path}: [^\n]+$"):
+            open_samples(str(tmp_path), stream=True)
 
 
 class TestImageTree:
@@ -211,6 +300,30 @@ class TestImageTree:
         file.write_bytes(file.read_bytes()[:500])
         with pytest.raises(InputError, match=f"image {file} cannot be decoded: "):
             open_samples(str(tmp_path)).image(0)
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+    def test_a_flipped_bit_of_an_image_is_found_or_decodes_to_other_pixels(self, tmp_path, kind):
+        file = tmp_path / "train" / "cat" / f"x.{kind.lower()}"
+        file.parent.mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+        file.write_bytes(encode(pixels, kind))
+        found = [one for one in said_after_flips(tmp_path, file, range(file.stat().st_size)) if one is not None]
+        assert len(found) > 0
+        assert all(one.startswith(f"image {file} cannot be decoded: ") and "\n" not in one for one in found)
+
+    @pytest.mark.parametrize(("height", "width"), [(1, 101), (202, 2)])
+    def test_a_strip_is_refused(self, tmp_path, height, width):
+        write_image(tmp_path / "train" / "cat" / "x.png", np.zeros((3, height, width), np.uint8))
+        with pytest.raises(
+            InputError, match=f"it has {width} x {height} pixels, but no side may be more than 100 times"
+        ):
+            open_samples(str(tmp_path)).image(0)
+
+    def test_links_in_a_circle_are_followed_once(self, tmp_path):
+        write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
+        for name in ("back", "again"):
+            (tmp_path / "train" / "cat" / name).symlink_to(tmp_path / "train" / "cat")
+        assert len(open_samples(str(tmp_path))) == 1
 
     def test_wrong_class_folders_and_empty_trees_are_named(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
@@ -278,6 +391,30 @@ class TestTorchvisionFiles:
             open_samples("cifar10", "test", tmp_path)
         assert (tmp_path / "victim").is_dir()
 
+    def test_damage_does_not_decide_how_much_memory_is_taken(self, tmp_path):
+        self.write_cifar10(tmp_path)
+        # A place for two billion objects; 4 GB of bytes.
+        for opcodes in (b"\x80\x02}r\x00\x00\x00\x80.", b"\x80\x04\x8e" + b"\xff" * 8 + b"x."):
+            (tmp_path / "test_batch").write_bytes(opcodes)
+            with pytest.raises(InputError, match="test_batch cannot be read as a CIFAR file"):
+                open_samples("cifar10", "test", tmp_path)
+
+    @pytest.mark.parametrize("value", [[0.5, 1.5], ["1", "2"], [[1, 2]], 3, [2**80, 1]])
+    def test_labels_that_are_no_whole_numbers_are_named(self, tmp_path, value):
+        self.write_cifar10(tmp_path)
+        batch = {b"data": pictures(2, size=32).reshape(2, -1), b"labels": value}
+        (tmp_path / "test_batch").write_bytes(pickle.dumps(batch, protocol=2))
+        with pytest.raises(InputError, match=f"{tmp_path / 'test_batch'} "):
+            open_samples("cifar10", "test", tmp_path)
+
+    @pytest.mark.parametrize("sizes", [[3, -28, -28], [2**31 - 1] * 3, [0, 28, 28], [3, 28, 27]])
+    def test_idx_files_hold_what_they_state(self, tmp_path, sizes):
+        file = tmp_path / "t10k-images-idx3-ubyte"
+        file.write_bytes(np.array([0x803, *sizes], ">i4").tobytes() + bytes(3 * 28 * 28))
+        (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 3], ">i4").tobytes() + bytes(3))
+        with pytest.raises(InputError, match=f"{file} is damaged: it is not an idx file of 3 dimensions"):
+            open_samples("mnist", "test", tmp_path)
+
     @pytest.mark.parametrize("packed", [False, True])
     def test_mnist_idx_files(self, tmp_path, packed):
         images, labels = pictures(3, channels=1, size=28), [5, 0, 4]
@@ -292,9 +429,12 @@ class TestTorchvisionFiles:
             file.write_bytes(gzip.compress(content) if packed else content)
         assert_same(open_samples("mnist", "test", tmp_path), images, labels)
         file = folder / ("t10k-images-idx3-ubyte" + ".gz" * packed)
-        file.write_bytes(file.read_bytes()[:-50])
-        with pytest.raises(InputError, match=f"{file} "):
-            open_samples("mnist", "test", tmp_path)
+        whole = file.read_bytes()
+        # A file that is not packed has nothing that would tell a flipped bit in a pixel.
+        for damaged in (whole[:-50], flipped(whole, 8 * len(whole) // 2) if packed else flipped(whole, 30)):
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=f"{file} "):
+                open_samples("mnist", "test", tmp_path)
 
 
 class TestMissing:

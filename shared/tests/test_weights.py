@@ -377,6 +377,38 @@ def test_checkpoint_layouts_are_understood(layout: Callable[..., object], old_fo
     assert_equal_states(target, source)
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda t: t.to_sparse(), "conv1.weight in sparse form or without numbers: save plain tensors"),
+        (lambda t: t.to("meta"), "conv1.weight in sparse form or without numbers: save plain tensors"),
+        # Of one number in the file, of 80 GB in memory.
+        (lambda t: torch.zeros(1, dtype=torch.float64).expand(10**5, 10**5), r"\[100000, 100000\] float32 where"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused_before_they_are_copied(
+    odd: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    state = trained_resnet().state_dict()
+    torch.save(state | {"conv1.weight": odd(state["conv1.weight"])}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=message):
+        weights.load(models.create("resnet8"), tmp_path / "odd.pth")
+
+
+def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = {"net": content}
+    torch.save(content, tmp_path / "circle.pth")
+    with pytest.raises(InputError, match="holds dicts in dicts, more than 8: save its state dict alone"):
+        weights.load(models.create("resnet8"), tmp_path / "circle.pth")
+
+
+def test_names_of_several_lines_make_one_line(tmp_path: Path) -> None:
+    torch.save({"two\nlines": torch.zeros(1)}, tmp_path / "named.pth")
+    with pytest.raises(InputError, match="it has two lines, unknown to the network"):
+        weights.load(small_lenet(), tmp_path / "named.pth")
+
+
 def test_counters_may_be_missing_as_a_whole_only(tmp_path: Path) -> None:
     source, target = trained_resnet(), trained_resnet()
     torch.save(without_counters(source.state_dict()), tmp_path / "old.pth")

@@ -91,6 +91,11 @@ def test_names_of_cifar_networks() -> None:
     }
 
 
+def test_numbers_that_no_network_has_are_no_names_of_blocks() -> None:
+    keys = [f"blocks.{'9' * 5000}.0.conv1.weight", f"ds.{'9' * 5000}.0.weight"]
+    assert resnet_keys(keys) == {}
+
+
 def test_names_of_imagenet_networks() -> None:
     """Their classifier keeps its name; each stage's projection stands apart from its first block."""
     keys = ["bn1.weight", "blocks.3.2.conv3.weight", "ds.0.0.weight", "ds.3.1.running_mean", "fc.bias"]

@@ -12,8 +12,11 @@ class InputError(Exception):
     Not a ValueError: argument parsers turn those into messages of their own.
 
     The message is one sentence: what, which value, what is allowed, what to do next. Console scripts print it and
-    exit with code 2, without a traceback.
+    exit with code 2, without a traceback. It is one line, also where names of files or tensors in it have more.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], shown: Iterable[str] | None = None) -> InputError:

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from resless.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically: temporary file, synchronised, renamed."""
@@ -25,6 +27,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise InputError unless a regular file is there: a folder has no content, that of a device or a pipe no end."""
+    if not path.is_file():
+        raise InputError(f"{path} cannot be read: it is missing, or no regular file")
 
 
 def sha256(path: Path) -> str:

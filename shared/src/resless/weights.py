@@ -36,6 +36,8 @@ MAX_CONFIG_BYTES = 16 * 2**20
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Under which training scripts put the state dict in their checkpoints."""
+MAX_WRAPPERS = 8
+"""How many dicts are opened to find it: a dict of a torch file can hold itself."""
 
 _CONFIG_FIELDS = {
     "format_version": int,
@@ -253,12 +255,14 @@ def load_state(
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     if not counters & state.keys():
         state |= {key: torch.zeros_like(own[key]) for key in counters}
+    if unusual := [key for key, tensor in state.items() if tensor.layout != torch.strided or tensor.is_meta]:
+        raise InputError(f"{source} holds {_listed(unusual)} in sparse form or without numbers: save plain tensors")
     # Floating-point numbers of any precision are converted; numbers of another kind would mean something else.
-    own_dtypes = {key: tensor.dtype for key, tensor in own.items()}
-    for key, tensor in state.items():
-        if key in own_dtypes and tensor.is_floating_point() and own_dtypes[key].is_floating_point:
-            state[key] = tensor.to(own_dtypes[key])
-    _check_match(_signature(own), _signature(state), str(source))
+    found = {
+        key: (tuple(tensor.shape), own[key].dtype if key in own and _are_floats(tensor, own[key]) else tensor.dtype)
+        for key, tensor in state.items()
+    }
+    _check_match(_signature(own), found, str(source))
     _fill(model, state)
 
 
@@ -268,7 +272,9 @@ def unwrapped(content: Any, source: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is none, or more than one.
     """
-    while isinstance(content, Mapping):
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(content, Mapping):
+            raise InputError(f"{source} holds a {type(content).__name__}, but a dict of tensors is needed")
         if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             wrapped = all(key.startswith("module.") for key in content)
             return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
@@ -279,7 +285,7 @@ def unwrapped(content: Any, source: str | Path) -> dict[str, Tensor]:
                 f"either all values must be tensors or exactly one of {', '.join(WRAPPER_KEYS)} must hold a dict"
             )
         content = content[wrappers[0]]
-    raise InputError(f"{source} holds a {type(content).__name__}, but a dict of tensors is needed")
+    raise InputError(f"{source} holds dicts in dicts, more than {MAX_WRAPPERS}: save its state dict alone")
 
 
 def _load_torch(path: Path) -> Any:
@@ -337,6 +343,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(versioned, strict=True)
+
+
+def _are_floats(*tensors: Tensor) -> bool:
+    return all(tensor.is_floating_point() for tensor in tensors)
 
 
 def _signature(state: Mapping[str, Tensor]) -> Signature:

@@ -36,9 +36,10 @@ def agent_keys(keys: Iterable[str]) -> dict[str, str | None]:
 
 
 def _renamed(key: str, is_imagenet: bool) -> str:
-    if match := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", key):
+    # Four digits at most: Python refuses to make a number of thousands.
+    if match := re.fullmatch(r"blocks\.(\d{1,4})\.(\d+)\.(.+)", key):
         return f"layer{int(match[1]) + 1}.{match[2]}.{match[3]}"
-    if match := re.fullmatch(r"ds\.(\d+)\.(.+)", key):
+    if match := re.fullmatch(r"ds\.(\d{1,4})\.(.+)", key):
         return f"layer{int(match[1]) + 1}.0.downsample.{match[2]}"
     if not is_imagenet and key.startswith("fc."):
         return key.replace("fc.", "linear.", 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ _CIFAR = {
     ),
 }
 _MNIST = {"train": "train", "test": "t10k"}
+_MAX_IDX_BYTES = 2**28  # five times MNIST's: what a damaged file states, or unpacks to, is not allocated
 
 
 def open_cifar(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySamples | None:
@@ -53,7 +56,7 @@ def open_cifar(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySa
     files = [folder / name for split in splits for name in layout.files[split]]
     if not any(file.is_file() for file in files):
         return None
-    names = [name.decode() for name in _read_pickle(folder / layout.meta, layout.class_names)]
+    (names,) = _read_pickle(folder / layout.meta, {layout.class_names: lambda found: [name.decode() for name in found]})
     batches = [_read_cifar(file, layout.labels) for file in files]
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     samples = ArraySamples(dataset, images, labels, names, files, [len(labels) for _, labels in batches])
@@ -87,24 +90,35 @@ def open_mnist(dataset: Dataset, folder: Path, splits: Sequence[str]) -> ArraySa
 
 
 def _read_cifar(file: Path, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    images = np.asarray(_read_pickle(file, b"data"), dtype=np.uint8)
-    labels = np.asarray(_read_pickle(file, label_key), dtype=np.int64)
-    if images.shape != (len(labels), 3 * 32 * 32):
-        raise InputError(f"{file} holds {len(labels)} labels but images of shape {images.shape}, not [N, 3072]")
+    images, labels = _read_pickle(file, {b"data": _array_of(np.uint8), label_key: _array_of(np.int64)})
+    if labels.ndim != 1 or images.shape != (len(labels), 3 * 32 * 32):
+        raise InputError(
+            f"{file} holds labels of shape {labels.shape} and images of shape {images.shape}, not [N] and [N, 3072]"
+        )
     return images.reshape(-1, 3, 32, 32), labels
 
 
-def _read_pickle(file: Path, key: bytes) -> Any:
-    """One entry of a pickled dictionary."""
+def _array_of(dtype: type[np.integer]) -> Callable[[Any], np.ndarray]:
+    """Makes an array, of what it can hold as it is."""
+    return lambda found: np.asarray(found).astype(dtype, casting="safe", copy=False)
+
+
+def _read_pickle(file: Path, entries: Mapping[bytes, Callable[[Any], Any]]) -> list[Any]:
+    """Some entries of a pickled dictionary, each converted by its function."""
     try:
         with file.open("rb") as opened:
-            return _NumpyUnpickler(opened, encoding="bytes").load()[key]
-    except (pickle.UnpicklingError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise InputError(f"{file} cannot be read as a CIFAR file with {key.decode()}: {error}") from error
+            content = _NumpyUnpickler(opened, encoding="bytes").load()
+        return [convert(content[key]) for key, convert in entries.items()]
+    except Exception as error:  # a damaged pickle can raise anything
+        names = " and ".join(key.decode() for key in entries)
+        raise InputError(f"{file} cannot be read as a CIFAR file with {names}: {error}") from error
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Builds plain containers and numpy arrays only: a pickle that came from elsewhere must not run code."""
+class _NumpyUnpickler(pickle._Unpickler):
+    """Builds plain containers and numpy arrays only: a pickle that came from elsewhere must not run code.
+
+    It is the one in Python: that in C allocates as many places for objects as a damaged file says that there are.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
@@ -123,13 +137,16 @@ def _find_idx(folder: Path, name: str) -> Path | None:
 
 def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     """Magic number 0x0800 + dimensions and the sizes as big-endian 32-bit integers, then one byte a value."""
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
     start = 4 * (1 + dimensions)
-    header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">i4")
-    shape = header[1:].tolist()
-    if header[0] != 0x0800 + dimensions or len(content) - start != np.prod(shape):
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            header = np.frombuffer(opened.read(start).ljust(start, b"\0"), dtype=">i4")
+            shape = header[1:].tolist()
+            size = math.prod(shape) if min(shape) >= 0 else -1
+            is_idx = header[0] == 0x0800 + dimensions and 0 <= size <= _MAX_IDX_BYTES
+            content = opened.read(size + 1) if is_idx else b""
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not is_idx or len(content) != size:
         raise InputError(f"{file} is damaged: it is not an idx file of {dimensions} dimensions and the size it states")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -19,7 +19,7 @@ from resless.data import cache
 from resless.data.samples import Samples
 from resless.data.sources import open_samples
 from resless.errors import InputError, check
-from resless.files import sha256
+from resless.files import check_is_file, sha256
 
 _CHUNK = 128  # images that are decoded at a time
 _FEW = 1024  # images that are decoded before other processes would be ready
@@ -142,10 +142,18 @@ def _as_images(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, .
 def _key(samples: Samples, image_size: int | None) -> str:
     """A digest of everything that decides the content of a cache entry."""
     with ThreadPoolExecutor(_num_cpus()) as pool:
-        digests = list(pool.map(sha256, samples.files))
+        digests = list(pool.map(_digest, samples.files))
     names = [os.path.relpath(file, samples.root) for file in samples.files]
     parts = (cache.FORMAT, image_size, samples.dataset.channels, samples.class_names, samples.columns, names, digests)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _digest(file: Path) -> str:
+    check_is_file(file)
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

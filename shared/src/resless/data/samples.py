@@ -6,7 +6,8 @@ import io
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from resless.data.catalog import Dataset
 from resless.errors import InputError
+from resless.files import check_is_file
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = {b"RI": "WEBP", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}  # by the first two bytes
-_BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises
+_MAX_ASPECT = 100  # of an image: a damaged size can make a strip that is resized to gigabytes
+_MAX_CLASSES = 65_536  # of a network: a damaged label is not to make names for billions
 
 
 class Samples(ABC):
@@ -42,7 +45,7 @@ class Samples(ABC):
         self.dataset = dataset
         self.labels = labels.astype(np.int64)
         names = tuple(found_names or dataset.class_names or ())
-        num_classes = dataset.num_classes or len(names) or int(self.labels.max(initial=0)) + 1
+        num_classes = dataset.num_classes or len(names) or min(int(self.labels.max(initial=0)) + 1, _MAX_CLASSES)
         outside = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
         if len(outside):
             raise InputError(
@@ -57,20 +60,34 @@ class Samples(ABC):
     @cached_property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB): the catalogue's, else that of the first image."""
-        return self.dataset.channels or (1 if self._open(0).mode in ("1", "L", "LA", "I;16") else 3)
+        if self.dataset.channels is not None:
+            return self.dataset.channels
+        with self._decoding(0):
+            return 1 if self._open(0).mode in ("1", "L", "LA", "I;16") else 3
 
     def image(self, index: int, size: int | None = None) -> np.ndarray:
         """Image `index` as uint8 [C, H, W], resized (bilinear, antialiased) to `size` x `size` pixels if given.
 
         Raises InputError naming file and row if it cannot be decoded.
         """
-        try:
-            picture = self._open(index).convert("L" if self.channels == 1 else "RGB")
-        except _BROKEN_IMAGE as error:
-            raise InputError(f"{self.where(index)} cannot be decoded: {error}") from error
+        mode = "L" if self.channels == 1 else "RGB"
+        with self._decoding(index):
+            picture = self._open(index)
+            if not 0 < max(picture.size) <= _MAX_ASPECT * min(picture.size):
+                found = f"{picture.width} x {picture.height} pixels"
+                raise ValueError(f"it has {found}, but no side may be more than {_MAX_ASPECT} times the other")
+            picture = picture.convert(mode)
         if size is not None:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         return np.array(picture).reshape(picture.height, picture.width, self.channels).transpose(2, 0, 1)
+
+    @contextmanager
+    def _decoding(self, index: int) -> Iterator[None]:
+        """InputError, naming image `index`, for whatever is raised: at a damaged image PIL can raise anything."""
+        try:
+            yield
+        except Exception as error:
+            raise InputError(f"{self.where(index)} cannot be decoded: {str(error) or type(error).__name__}") from error
 
     @abstractmethod
     def where(self, index: int) -> str:
@@ -137,7 +154,7 @@ class TreeSamples(Samples):
         return f"image {self.files[index]}"
 
     def _open(self, index: int) -> Image.Image:
-        return _open_image(self.files[index].read_bytes())
+        return _open_image(_content(self.files[index]))
 
 
 class TableSamples(Samples):
@@ -154,7 +171,7 @@ class TableSamples(Samples):
         if labels.null_count:
             row = labels.is_null().to_pylist().index(True)
             raise InputError(f"{self.where(row)} has no label in column {label_column!r}")
-        super().__init__(dataset, labels.to_numpy(), _class_names(table.schema, label_column))
+        super().__init__(dataset, labels.to_numpy(), _class_names(table, label_column))
 
     def where(self, index: int) -> str:
         return self._table.rows.where(index)
@@ -174,7 +191,7 @@ class TableSamples(Samples):
         contents, paths = self._encoded
         content = contents[index].as_py()
         if content is None and paths is not None and paths[index].is_valid:
-            content = Path(paths[index].as_py()).read_bytes()
+            content = _content(Path(paths[index].as_py()))
         if content is None:
             raise ValueError("the row holds no image")
         return _open_image(content)
@@ -202,17 +219,23 @@ class ParquetTable(Table):
     def __init__(self, files: Sequence[Path]) -> None:
         from pyarrow import parquet
 
-        metadata = [_reading(file, parquet.ParquetFile) for file in files]
-        self.schema = metadata[0].schema_arrow
+        opened = [_reading(file, parquet.ParquetFile) for file in files]
+        self.schema = _reading(files[0], lambda _: opened[0].schema_arrow)
         self.files = tuple(files)
-        self.rows = FileRows(files, [one.metadata.num_rows for one in metadata])
+        self.rows = FileRows(files, [one.metadata.num_rows for one in opened])
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         import pyarrow
         from pyarrow import parquet
 
-        tables = [_reading(file, parquet.read_table, columns=[name]) for file in self.files]
-        return pyarrow.concat_tables(tables)[name]
+        def read(file: Path) -> pyarrow.ChunkedArray:
+            return parquet.read_table(file, columns=[name], page_checksum_verification=True)[name]
+
+        columns = [_reading(file, read) for file in self.files]
+        for file, column in zip(self.files, columns, strict=True):
+            if column.type != self.schema.field(name).type:
+                raise InputError(f"column {name!r} of {file} holds {column.type}, not {self.schema.field(name).type}")
+        return pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
 class MappedTable(Table):
@@ -246,6 +269,11 @@ class FileRows:
         return str(self._files[0])
 
 
+def _content(file: Path) -> bytes:
+    check_is_file(file)
+    return file.read_bytes()
+
+
 def _open_image(content: bytes) -> Image.Image:
     # PIL tries format after format: twice as fast for small images where the first bytes already tell.
     known = _FORMATS.get(content[:2])
@@ -255,12 +283,12 @@ def _open_image(content: bytes) -> Image.Image:
         raise ValueError("it is not an image of a known format") from error
 
 
-def _reading(file: Path, read: Any, **options: Any) -> Any:
+def _reading(file: Path, read: Callable[[Path], Any]) -> Any:
     import pyarrow
 
     try:
-        return read(file, **options)
-    except (pyarrow.ArrowException, OSError) as error:
+        return read(file)
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
         raise InputError(f"{file} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -268,8 +296,8 @@ def _choose_column(table: Table, kind: str, wanted: str | None) -> str:
     """The name of the image or label column: the wanted one, else the only one of a fitting type."""
     from pyarrow import types
 
-    def fits(column: str) -> bool:
-        found = table.schema.field(column).type
+    def fits(field: pyarrow.Field) -> bool:
+        found = field.type
         if kind == "label":
             return types.is_integer(found)
         if types.is_struct(found):
@@ -278,7 +306,7 @@ def _choose_column(table: Table, kind: str, wanted: str | None) -> str:
 
     names = table.schema.names
     if wanted is None:
-        fitting = [column for column in names if fits(column)]
+        fitting = [field.name for field in table.schema if fits(field)]
         if len(fitting) == 1:
             return fitting[0]
         raise InputError(
@@ -289,15 +317,24 @@ def _choose_column(table: Table, kind: str, wanted: str | None) -> str:
         raise InputError(
             f"no {kind} column {wanted!r} in {table.rows}: give --{kind}-column, one of {', '.join(names)}"
         )
-    if not fits(wanted):
+    if names.count(wanted) > 1:
+        raise InputError(f"{table.rows} has several columns {wanted!r}: give --{kind}-column another name")
+    if not fits(table.schema.field(wanted)):
         raise InputError(f"column {wanted!r} of {table.rows} holds {table.schema.field(wanted).type}, not {kind}s")
     return wanted
 
 
-def _class_names(schema: pyarrow.Schema, label_column: str) -> list[str] | None:
-    """The class names that `datasets` stores in the metadata of the files it writes."""
-    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return stored.get("info", {}).get("features", {}).get(label_column, {}).get("names")
+def _class_names(table: Table, label_column: str) -> list[str] | None:
+    """The class names that `datasets` stores in the metadata of the files it writes; None where there are none."""
+    try:
+        stored = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = stored.get("info", {}).get("features", {}).get(label_column, {}).get("names", [])
+        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    except (ValueError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise InputError(f"{table.rows} does not say the class names of {label_column!r} in its metadata as a list")
+    return names or None
 
 
 def _class_folders(split: Path) -> list[str]:
@@ -305,9 +342,13 @@ def _class_folders(split: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    )
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # links can lead in a circle
+            folders.clear()
+            continue
+        seen.add(place)
+        found += [Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS) and name[0] != "."]
+    return sorted(found)

@@ -118,10 +118,14 @@ def _is_of(file: Path, split: str) -> bool:
 
 def _map_parquet(files: Sequence[Path]) -> MappedTable:
     import datasets
+    from datasets.exceptions import DatasetsError
 
-    names = [str(file) for file in files]
-    mapped = datasets.load_dataset("parquet", data_files={"train": names}, split="train")
-    return MappedTable(mapped, ParquetTable(files).rows)
+    names, rows = [str(file) for file in files], ParquetTable(files).rows
+    try:
+        mapped = datasets.load_dataset("parquet", data_files={"train": names}, split="train")
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise InputError(f"cannot map the parquet files in {files[0].parent}: {_one_line(error)}") from error
+    return MappedTable(mapped, rows)
 
 
 def _open_tree(dataset: Dataset, folder: Path, splits: Sequence[str]) -> Samples:
