@@ -341,7 +341,8 @@ TABLES: dict[str, tuple[Callable[[Result], str], str, Callable[[Result], bool]]]
     "adn-steps": (adn_steps, "adn-speed", any_file),
     "adn-latency-cuda": (adn_latency, "adn-speed-cuda", any_file),
     "composition": (composition, "composition", any_file),
-    "speed": (speed, "speed", any_file),
+    "speed": (speed, "speed", lambda file: "input_pipeline" in file["results"]),
+    "speed-steps": (speed, "speed", lambda file: "regulariser" in file["results"]),
 }
 """By its name in a README: what makes a table, of the newest file of which result."""
 
