@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import cycle
 from typing import Any
 
@@ -37,7 +38,8 @@ class Point:
     macs: float
     """An image, on average; of BlockDrop with its policy network."""
     speedup_1: float | None
-    """Measured over the dense network, on a processor in float32, one image at a time; None where it was not timed."""
+    """Measured over the dense network, on a processor in float32, one image at a time; None where it was not timed. Of
+    BlockDrop that of a trained network which keeps as many blocks: they decide."""
     speedup_256: float | None
     """The same, 256 images at a time."""
     dense_top1: float
@@ -59,7 +61,7 @@ class Point:
 def speedups(latency: Sequence[Mapping[str, Any]], network: str) -> tuple[float | None, float | None]:
     """Of a network, in float32, for batches of 1 and of 256."""
     found = {row["batch_size"]: row for row in latency if (row["network"], row["precision"]) == (network, "fp32")}
-    one, many = (round(found[size]["speedup"]["median"], 3) if size in found else None for size in (1, 256))
+    one, many = (found[size]["speedup"]["median"] if size in found else None for size in (1, 256))
     return one, many
 
 
@@ -93,10 +95,10 @@ def of_blockdrop(file: Mapping[str, Any], network: str) -> Iterator[Point]:
 
 
 def skipping(throughput: Sequence[Mapping[str, Any]], network: str, blocks: float, size: int) -> float | None:
-    """How much faster a trained network is that keeps as many blocks, by which its time is decided; None if untimed."""
+    """How much faster a trained network is that keeps as many blocks; None if none was timed."""
     trained = [row for row in throughput if (row["model"], row["keep_rate"]) == (network, None)]
     alike = [row for row in trained if row["precision"] == "fp32" and abs(row["blocks_used"] - blocks) < 0.5]
-    return next((round(row["speedup"]["median"], 3) for row in alike if row["batch_size"] == size), None)
+    return next((row["speedup"]["median"] for row in alike if row["batch_size"] == size), None)
 
 
 def of_epsilon(file: Mapping[str, Any], network: str) -> Iterator[Point]:
@@ -170,7 +172,9 @@ def table_of_points(found: Sequence[Point]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(point) for point in found)
+    for point in found:
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in vars(point).items()}
+        writer.writerow(rounded)
     return text.getvalue()
 
 
@@ -203,15 +207,18 @@ def draw_points(found: Sequence[Point]) -> None:
 
 
 def about_half(found: Sequence[Point]) -> str:
-    """A table: of each method on each network, the point whose MACs are nearest to half of the dense network's, of
-    several that cost the same the one that was trained for longest."""
+    """A table: of each method on each network, the setting whose MACs are nearest to half of the dense network's, of
+    several that cost the same the one that was trained for longest; points lost are a mean over its seeds."""
     rows = []
     for method, network in dict.fromkeys((point.method, point.network) for point in found):
         mine = [point for point in found if (point.method, point.network) == (method, network)]
-        point = min(mine, key=lambda point: (abs(point.share - 0.5), -point.epochs))
-        faster = (f"{each:.2f} x" if each else "" for each in (point.speedup_1, point.speedup_256))
-        epochs = f"{point.epochs}" if point.epochs else "given"
-        row = [network, method, point.setting, epochs, f"{100 * point.share:.0f} %", f"{point.lost:.2f}", *faster]
+        one = min(mine, key=lambda point: (abs(point.share - 0.5), -point.epochs))
+        seeds = [point.lost for point in mine if point.setting == one.setting]
+        faster = (f"{each:.2f} x" if each else "" for each in (one.speedup_1, one.speedup_256))
+        epochs = f"{one.epochs}" if one.epochs else "given"
+        lost = f"{statistics.mean(seeds):.2f}"
+        row = [network, method, one.setting, epochs, f"{100 * one.share:.0f} %", lost, len(seeds), *faster]
         rows.append((network, method in BASELINES, row))
-    columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "faster, batch 1", "batch 256"]
+    columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "seeds"]
+    columns += ["faster, batch 1", "batch 256"]
     return report.markdown(columns, [row for *_, row in sorted(rows, key=lambda found: found[:2])])

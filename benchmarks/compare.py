@@ -78,10 +78,10 @@ class Options:
         check(epochs is None or epochs > 0, "--epochs", epochs, "1 or more, or left out for those of the recipes")
         check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
         check(0 < self.share < 1, "--share", self.share, "above 0 and below 1")
-        depth = self.model.removeprefix("resnet")
         for name in ("shortcut", "mean", "std"):
             value = getattr(self, name)
             check(value is None or self.pretrained is not None, f"--{name}", value, "left out: it is of --pretrained")
+        depth = self.model.removeprefix("resnet")
         fits = depth.isdigit() and int(depth) % 6 == 2 and int(depth) > 8
         check(fits, "--model", self.model, "resnet14, resnet20, resnet32 or another of depth 6n + 2")
 
@@ -170,6 +170,7 @@ def claim(options: Options) -> None:
         InputError: it holds something else, whose networks would be taken for these.
     """
     settings = {name: value for name, value in vars(options).items() if name not in ("data_dir", "runs", "repeats")}
+    settings = json.loads(json.dumps(settings))  # as the note gives them back, which knows no tuples
     note = options.root / "options.json"
     if note.exists():
         before = json.loads(note.read_text(encoding="utf-8"))

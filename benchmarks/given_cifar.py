@@ -54,7 +54,9 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     networks = {name: loaded(name, file, options) for name, file in options.files.items()}
     found = {name: evaluated(name, options) | size(network) for name, network in networks.items()}
-    write("given-cifar", {"networks": found, "latency": timed(networks, options)})
+    deepest_first = sorted(networks, key=lambda name: -found[name]["macs"])
+    latency = {deep: timed(networks, deepest_first[number:], options) for number, deep in enumerate(deepest_first[:-1])}
+    write("given-cifar", {"networks": found, "latency": latency})
 
 
 def loaded(name: str, file: str, options: Options) -> nn.Module:
@@ -80,16 +82,10 @@ def size(network: nn.Module) -> dict[str, int]:
     return {"parameters": costs.count_parameters(network), "macs": costs.macs(network, torch.zeros(1, *IMAGE))}
 
 
-def timed(networks: dict[str, nn.Module], options: Options) -> dict[str, list[dict[str, Any]]]:
-    """By the name of each network that there are shallower ones for: those against it."""
-    depth = {name: costs.macs(network, torch.zeros(1, *IMAGE)) for name, network in networks.items()}
-    deepest_first = sorted(networks, key=lambda name: -depth[name])
-    return {
-        deep: against_the_first(
-            {name: networks[name] for name in deepest_first[number:]}, IMAGE, batches=(1, 256), repeats=options.repeats
-        )
-        for number, deep in enumerate(deepest_first[:-1])
-    }
+def timed(networks: dict[str, nn.Module], names: list[str], options: Options) -> list[dict[str, Any]]:
+    """The first of these networks, and the others against it."""
+    compared = {name: networks[name] for name in names}
+    return against_the_first(compared, IMAGE, batches=(1, 256), repeats=options.repeats)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, ti
 from _gallery import PAGE as GALLERY
 from _gallery import gallery
 from _methods import TABLE as POINTS
-from _methods import about_half, draw_points, points, table_of_points
+from _methods import Point, about_half, draw_points, points, table_of_points
 from _results import FOLDER, HERE, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -52,8 +52,11 @@ def main(check: bool = False) -> None:
     Args:
         check: only compare the tables and pages that are there with those that would be made.
     """
+    if FOLDER != HERE / "results":
+        sys.exit("$RESLESS_RESULTS is set: pages and pictures are made from what was measured in full; unset it")
+    found = points()
     if check:
-        old = [str(path.relative_to(ROOT)) for path, text in pages().items() if read_text(path) != text]
+        old = [str(path.relative_to(ROOT)) for path, text in pages(found).items() if read_text(path) != text]
         if old:
             sys.exit(f"not as the results say: {', '.join(old)}; run python benchmarks/tables.py")
         return
@@ -61,18 +64,17 @@ def main(check: bool = False) -> None:
         if file := read(result):
             draw(file)
     draw_methods_at_work()
-    if found := points():
-        draw_points(found)
-    for path, text in pages().items():
+    draw_points(found)
+    for path, text in pages(found).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="")
 
 
-def pages() -> dict[Path, str]:
+def pages(found: Sequence[Point]) -> dict[Path, str]:
     """Every text that is made, and where it belongs."""
-    made = tables()
+    made = tables() | {"methods-cifar": about_half(found)}
     texts = {path: filled(path.read_text(encoding="utf-8"), made) for path in READMES}
-    return texts | {POINTS: table_of_points(points()), GALLERY: gallery()}
+    return texts | {POINTS: table_of_points(found), GALLERY: gallery()}
 
 
 def read_text(path: Path) -> str:
@@ -81,12 +83,12 @@ def read_text(path: Path) -> str:
 
 
 def tables() -> dict[str, str]:
-    """Name -> table, of those that there are results for."""
+    """Name -> table of one result, of those that there are."""
     found = {}
     for name, (table, result, which) in TABLES.items():
         if file := read(result, which):
             found[name] = table(file)
-    return found | {"methods-cifar": about_half(points())}
+    return found
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -342,7 +344,7 @@ TABLES: dict[str, tuple[Callable[[Result], str], str, Callable[[Result], bool]]]
     "adn-latency-cuda": (adn_latency, "adn-speed-cuda", any_file),
     "composition": (composition, "composition", any_file),
     "speed": (speed, "speed", lambda file: "input_pipeline" in file["results"]),
-    "speed-steps": (speed, "speed", lambda file: "regulariser" in file["results"]),
+    "speed-steps": (speed, "speed", lambda file: list(file["results"]) == ["regulariser", "help_text"]),
 }
 """By its name in a README: what makes a table, of the newest file of which result."""
 

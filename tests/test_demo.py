@@ -235,12 +235,15 @@ def test_every_option_that_is_given_reaches_the_commands(tmp_path: Path) -> None
     assert given.startswith("--dataset digits --data-dir  --image-size 1 --pad 0 --no-flip --seed 0 --epochs 1 ")
 
 
-def test_a_network_that_is_given_is_compared_as_it_is(tmp_path: Path) -> None:
+def test_a_network_that_is_given_is_compared_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = models.create("resnet14", in_channels=1, shortcut="subsample").eval()
     torch.save(given.state_dict(), tmp_path / "given.pth")
     statistics = {"shortcut": "subsample", "mean": (0.25,), "std": (0.5,)}
     options = DEMO.Options(model="resnet14", epochs=2, pretrained="given.pth", runs="demo", **statistics)
     script, *arguments = next(DEMO.steps(options)).command
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second start knows its own folder
+        DEMO.claim(options)
     with few_images(train=64, test=32), undrawn():
         succeeded(ENTRIES[script], *arguments, cwd=tmp_path)
     folder, images = tmp_path / "demo" / "dense" / "model", torch.rand(2, 1, 8, 8)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from resless import models, weights
 from resless.errors import InputError, check, unknown_name
+from resless.models.blocks import ResidualBlock
 from resless.models.folded import check_unfolded
 from resless.models.pooling import average
 from resless.models.resnet import ResNet, resnet
@@ -45,7 +46,7 @@ class SkippingResNet(nn.Module):
         self.net = net
         self.blocks: list[Any] = list(net.blocks())  # a plain list: the modules are registered in `net` already
         # Of a block that was removed only its shortcut is left: there is nothing to decide.
-        self._decided = [index for index, block in enumerate(self.blocks) if hasattr(block, "residual")]
+        self._decided = [index for index, block in enumerate(self.blocks) if isinstance(block, ResidualBlock)]
         check(len(self._decided) > 0, "the number of residual blocks", 0, "1 or more, for a policy to decide on")
 
     @property
@@ -56,7 +57,7 @@ class SkippingResNet(nn.Module):
     @property
     def stages(self) -> list[int]:
         """Blocks that are decided in each stage; they add up to K."""
-        counts = (sum(hasattr(block, "residual") for block in stage) for stage in self.net.stages())
+        counts = (sum(isinstance(block, ResidualBlock) for block in stage) for stage in self.net.stages())
         return [count for count in counts if count]
 
     def forward(self, images: Tensor, policy: Tensor, executor: str = "auto") -> Tensor:

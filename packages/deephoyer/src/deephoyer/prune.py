@@ -266,7 +266,8 @@ def trial_cuts(
 
 
 def least_power_of_two(holds: Callable[[float], bool]) -> float:
-    """The least power of two from 2^-20 to 2^43 for which `holds`, which is to hold for all above one, too."""
+    """The least power of two from 2^-20 to 2^42 for which `holds`, and which, once it holds, holds for all larger; the
+    next one, untried, if it holds for none."""
     exponents = range(-20, 43)
     return 2.0 ** (exponents[0] + bisect_left(exponents, True, key=lambda exponent: holds(2.0**exponent)))
 

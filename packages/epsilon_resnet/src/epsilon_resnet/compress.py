@@ -12,6 +12,7 @@ from resless import costs, latency, models, weights
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.evaluate import evaluate
+from resless.models.blocks import ResidualBlock
 from resless.models.folded import check_unfolded
 from resless.report import table
 from resless.run import accelerator as new_accelerator
@@ -192,7 +193,7 @@ def _print_sizes(networks: dict[str, nn.Module], output: Path, example: Tensor) 
 
 
 def _residuals(network: nn.Module) -> int:
-    return sum(hasattr(block, "residual") for block in network.blocks())  # type: ignore[operator]
+    return sum(isinstance(block, ResidualBlock) for block in network.blocks())  # type: ignore[operator]
 
 
 if __name__ == "__main__":

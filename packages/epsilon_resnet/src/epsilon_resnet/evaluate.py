@@ -14,6 +14,7 @@ from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.files import write_text
+from resless.models.blocks import ResidualBlock
 from resless.models.preresnet import PreResNet
 from resless.report import table
 from resless.run import accelerator as new_accelerator
@@ -70,7 +71,7 @@ def count_blocks(model: nn.Module, metrics: dict[str, Any]) -> tuple[int, int]:
     if isinstance(model, EpsilonResNet):
         return model.num_blocks, model.closed().count(False)
     if isinstance(model, PreResNet):
-        running = sum(hasattr(block, "residual") for block in model.blocks())
+        running = sum(isinstance(block, ResidualBlock) for block in model.blocks())
         return running + len(metrics.get("dropped", ())), running
     raise InputError(f"a pre-activation ResNet is needed, but this is a {type(model).__name__}: use resless-eval")
 

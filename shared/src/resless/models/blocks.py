@@ -28,7 +28,8 @@ class ShortcutOnly(nn.Module):
 
 
 class ResidualBlock:
-    """A module [N, C, H, W] -> [N, C', H/stride, W/stride]: a shortcut, and a residual branch that is added to it."""
+    """What makes a module [N, C, H, W] -> [N, C', H/stride, W/stride] one of a shortcut and a residual branch that is
+    added to it."""
 
     shortcut: nn.Module
 
@@ -38,7 +39,7 @@ class ResidualBlock:
 
 
 class ResidualNetwork(ABC):
-    """A module of stages of residual blocks."""
+    """What makes a module one of stages of residual blocks."""
 
     @abstractmethod
     def stages(self) -> Sequence[nn.Sequential]:
