@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import shutil
 
@@ -324,6 +325,21 @@ class TestImageTree:
         for name in ("back", "again"):
             (tmp_path / "train" / "cat" / name).symlink_to(tmp_path / "train" / "cat")
         assert len(open_samples(str(tmp_path))) == 1
+
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_of_a_folder_and_a_link_to_it_the_first_name_is_taken(self, tmp_path, monkeypatch, backwards):
+        walk = os.walk
+
+        def ordered(*args, **options):
+            for parent, folders, names in walk(*args, **options):
+                folders.sort(reverse=backwards)
+                yield parent, folders, names
+
+        monkeypatch.setattr(os, "walk", ordered)
+        cat = tmp_path / "train" / "cat"
+        write_image(cat / "b" / "x.png", pictures(1)[0])
+        (cat / "a").symlink_to(cat / "b")
+        assert open_samples(str(tmp_path)).files == (cat / "a" / "x.png",)
 
     def test_wrong_class_folders_and_empty_trees_are_named(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])

@@ -350,5 +350,6 @@ def _image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(place)
+        folders.sort()  # of a folder and a link to it, the same one is taken on every machine
         found += [Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS) and name[0] != "."]
     return sorted(found)
