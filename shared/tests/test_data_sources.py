@@ -312,13 +312,12 @@ class TestImageTree:
         assert len(found) > 0
         assert all(one.startswith(f"image {file} cannot be decoded: ") and "\n" not in one for one in found)
 
-    @pytest.mark.parametrize(("height", "width"), [(1, 101), (202, 2)])
-    def test_a_strip_is_refused(self, tmp_path, height, width):
-        write_image(tmp_path / "train" / "cat" / "x.png", np.zeros((3, height, width), np.uint8))
-        with pytest.raises(
-            InputError, match=f"it has {width} x {height} pixels, but no side may be more than 100 times"
-        ):
-            open_samples(str(tmp_path)).image(0)
+    def test_a_line_of_text_is_resized_like_any_image(self, tmp_path):
+        line = np.tile(pictures(1, size=20)[0], 150)
+        write_image(tmp_path / "train" / "cat" / "x.png", line)
+        samples = open_samples(str(tmp_path))
+        assert np.array_equal(samples.image(0), line)
+        assert samples.image(0, 32).shape == (3, 32, 32)
 
     def test_links_in_a_circle_are_followed_once(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
@@ -430,6 +429,12 @@ class TestTorchvisionFiles:
         (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 3], ">i4").tobytes() + bytes(3))
         with pytest.raises(InputError, match=f"{file} is damaged: it is not an idx file of 3 dimensions"):
             open_samples("mnist", "test", tmp_path)
+
+    def test_an_image_without_pixels_is_named(self, tmp_path):
+        (tmp_path / "t10k-images-idx3-ubyte").write_bytes(np.array([0x803, 1, 0, 28], ">i4").tobytes())
+        (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 1], ">i4").tobytes() + bytes(1))
+        with pytest.raises(InputError, match=r"row 0 of .* cannot be decoded: it has 28 x 0 pixels, but must have at"):
+            open_samples("mnist", "test", tmp_path).image(0)
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_mnist_idx_files(self, tmp_path, packed):
