@@ -84,6 +84,8 @@ class Samples(ABC):
         """InputError, naming image `index`, for whatever is raised: at a damaged image PIL can raise anything."""
         try:
             yield
+        except MemoryError:  # of the machine, not of the image
+            raise
         except Exception as error:
             raise InputError(f"{self.where(index)} cannot be decoded: {str(error) or type(error).__name__}") from error
 
