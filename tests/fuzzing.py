@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 from resless.errors import InputError
+from resless.testing import caused_by, peak_memory, reset_peak_memory
 
 SECONDS = 0.9  # of each case, unless RESLESS_FUZZ_MINUTES says how long all of them take
 FEW = 20  # tries of a case at least
@@ -28,7 +30,7 @@ HOSTILE: list[Any] = [
 ]
 
 
-def seconds(cases: int) -> float:
+def seconds_each(cases: int) -> float:
     """How long one of so many cases takes."""
     minutes = os.environ.get("RESLESS_FUZZ_MINUTES")
     return SECONDS if minutes is None else 60 * float(minutes) / cases
@@ -44,16 +46,17 @@ class Fuzz:
     def __call__(
         self, damage: Callable[[random.Random], object], attempt: Callable[[], object], *, least_refused: float
     ) -> None:
-        """Fails at any other exception, a sentence of several lines, a hang, or hundreds of MiB for what is small.
+        """Fails at any other exception, at memory that runs out, a hang, or hundreds of MiB for what is small.
 
         Args:
-            damage: changes the files below `tmp_path`, where pytest leaves them, and returns what a failure is to tell.
+            damage: changes the files below `tmp_path`, where pytest leaves them, and returns what a failure is to tell
+                beside them; None where the files say all.
             attempt: reads them.
             least_refused: the part of the tries that is refused at least, or the damage was none.
         """
         chance, counts = random.Random(self._name), {"tried": 0, "refused": 0}
         attempt()
-        before, end = peak_rss(), time.monotonic() + self._seconds
+        before, end = reset_peak_memory(), time.monotonic() + self._seconds
         try:
             with limited_memory():
                 while counts["tried"] < FEW or time.monotonic() < end:
@@ -61,7 +64,7 @@ class Fuzz:
                     told = f"try {counts['tried']} of {self._name}, {damaged!r:.2000}"
                     counts["tried"] += 1
                     counts["refused"] += refused(attempt, told)
-                    grown = (peak_rss() - before) / MIB
+                    grown = (peak_memory() - before) / MIB
                     assert grown < 300, f"{grown:.0f} MiB at {told}"
         finally:
             for key, value in counts.items():
@@ -70,28 +73,17 @@ class Fuzz:
 
 
 def refused(attempt: Callable[[], object], told: str) -> bool:
-    """Whether it was refused; fails, with what is `told`, unless it is in one sentence and without a hang."""
+    """Whether it was refused; fails, with what is `told`, at any other exception, a hang, or memory that ran out."""
+    refusal = None
     try:
         with no_hang(told):
-            sentence = said(attempt)
+            attempt()
+    except InputError as error:
+        refusal = error
     except Exception as error:
         raise AssertionError(f"{type(error).__name__} at {told}: {error}") from error
-    assert sentence is None or "\n" not in sentence, f"several lines at {told}: {sentence}"
-    return sentence is not None
-
-
-def said(attempt: Callable[[], object]) -> str | None:
-    """The sentence with which something was refused; None if it was not."""
-    try:
-        attempt()
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def peak_rss() -> int:
-    """The most memory that this process has had so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert not caused_by(refusal, MemoryError), f"memory ran out at {told}: {refusal}"
+    return refusal is not None
 
 
 @contextmanager
@@ -107,16 +99,22 @@ def limited_memory() -> Iterator[None]:
 
 @contextmanager
 def no_hang(told: str) -> Iterator[None]:
-    """The test fails if this has not ended after some minutes."""
+    """The test fails if this has not ended after some minutes.
+
+    No signal is handled inside of C code: if that does not end, the process does, a minute later. The last line of
+    `pytest -v`, or pytest-xdist, then names the test.
+    """
 
     def stop(*_: object) -> NoReturn:
         pytest.fail(f"not ended after {HANGS_S} s at {told}")  # no Exception, so that no reader takes it for damage
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(HANGS_S)
+    faulthandler.dump_traceback_later(HANGS_S + 60, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

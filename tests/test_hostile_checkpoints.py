@@ -24,6 +24,7 @@ from blockdrop.model import load_original as load_blockdrop
 from blockdrop.original import agent_keys, resnet_keys
 from fuzzing import Fuzz, broken, hostile, places
 from resless import models, weights
+from safetensors.torch import save_file
 from torch import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about each odd kind of tensor
@@ -139,15 +140,25 @@ def test_any_content_is_loaded_or_refused_in_a_sentence(layout: Any, fuzz: Fuzz,
     file = tmp_path / "checkpoint.t7"
     torch.save(content, file)
 
-    fuzz(lambda chance: torch.save(changed(content, chance), file), lambda: load(file), least_refused=0.25)
+    def damage(chance: random.Random) -> None:
+        torch.save(changed(content, chance), file)
+
+    fuzz(damage, lambda: load(file), least_refused=0.25)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_any_bytes_are_loaded_or_refused_in_a_sentence(zipped: bool, fuzz: Fuzz, tmp_path: Path) -> None:
-    net, file = models.create("resnet8"), tmp_path / "checkpoint.pth"
-    torch.save(net.state_dict(), file, _use_new_zipfile_serialization=zipped)
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+def test_any_bytes_are_loaded_or_refused_in_a_sentence(kind: str, fuzz: Fuzz, tmp_path: Path) -> None:
+    net, file = models.create("resnet8"), tmp_path / f"checkpoint.{kind}"
+    if kind == "safetensors":
+        save_file(net.state_dict(), file)
+    else:
+        torch.save(net.state_dict(), file, _use_new_zipfile_serialization=kind == "zip")
     whole = file.read_bytes()
-    fuzz(lambda chance: file.write_bytes(broken(whole, chance)), lambda: weights.load(net, file), least_refused=0.1)
+
+    def damage(chance: random.Random) -> None:
+        file.write_bytes(broken(whole, chance))
+
+    fuzz(damage, lambda: weights.load(net, file), least_refused=0.1)
 
 
 def test_any_header_is_loaded_or_refused_in_a_sentence(fuzz: Fuzz, tmp_path: Path) -> None:

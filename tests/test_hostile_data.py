@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
@@ -240,11 +241,11 @@ def test_any_bytes_of_parquet_are_read_or_refused_in_a_sentence(fuzz: Fuzz, tmp_
     file.parent.mkdir()
     parquet.write_table(table(), file)
     whole = file.read_bytes()
-    fuzz(
-        lambda chance: file.write_bytes(broken(whole, chance)),
-        lambda: in_memory(str(file.parent), file.parent),
-        least_refused=0.1,
-    )
+
+    def damage(chance: random.Random) -> None:
+        file.write_bytes(broken(whole, chance))
+
+    fuzz(damage, lambda: in_memory(str(file.parent), file.parent), least_refused=0.1)
 
 
 # --- images in folders, and what is decoded of them ------------------------------------------------------------------
@@ -272,12 +273,15 @@ def test_any_tree_is_read_or_refused_in_a_sentence(fuzz: Fuzz, tmp_path: Path) -
     for folder in classes:
         folder.mkdir(parents=True)
         (folder / "whole.png").write_bytes(encoded(PIXELS[0], ".png"))
-    count = iter(range(10**9))
+    count = itertools.count()
 
     def damage(chance: random.Random) -> str:
         for folder in classes:
             for path in folder.glob("odd*"):
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    path.rmdir()
+                else:
+                    path.unlink()
         path = (
             chance.choice(classes) / f"odd{chance.choice(['', chr(10), chr(0xE9)])}{next(count)}.{chance.choice(KINDS)}"
         )

@@ -3,8 +3,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import shutil
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
@@ -15,6 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 from resless.data import catalog, open_samples, sources
 from resless.errors import InputError
+from resless.testing import caused_by, peak_memory, reset_peak_memory
 
 RNG = np.random.default_rng(0)
 
@@ -51,20 +54,6 @@ def flipped(content, bit):
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
-
-
-def said_after_flips(folder, file, places, count=60):
-    """What is said when one bit of a file is another, of some of the bytes at `places`; None where images are read."""
-    whole, said = file.read_bytes(), []
-    for place, bit in np.random.default_rng(0).integers((places.start, 0), (places.stop, 8), (count, 2)):
-        file.write_bytes(flipped(whole, 8 * place + bit))
-        try:
-            samples = open_samples(str(folder))
-            assert all(samples.image(index).shape[0] == 3 for index in range(len(samples)))
-            said.append(None)
-        except InputError as error:
-            said.append(str(error))
-    return said
 
 
 def assert_same(samples, images, labels):
@@ -237,15 +226,11 @@ class TestParquet:
         write_parquet(file, pictures(40), [*range(40)])
         parquet.write_table(parquet.read_table(file), file, write_page_checksum=True)
         end = parquet.ParquetFile(file).metadata.row_group(0).column(0).total_compressed_size
-        said = said_after_flips(tmp_path, file, range(end // 4, end // 2))
-        assert all(one and f"{file} cannot be read as parquet: " in one and "CRC" in one for one in said)
-
-    def test_a_flipped_bit_without_checksums_is_found_or_gives_other_values(self, tmp_path):
-        file = tmp_path / "train-0.parquet"
-        write_parquet(file, pictures(40), [*range(40)])
-        found = [one for one in said_after_flips(tmp_path, file, range(file.stat().st_size)) if one is not None]
-        assert len(found) > 0
-        assert all(str(file) in one and "\n" not in one for one in found)
+        whole = file.read_bytes()
+        for bit in np.random.default_rng(0).integers(8 * end // 4, 8 * end // 2, 60):
+            file.write_bytes(flipped(whole, bit))
+            with pytest.raises(InputError, match=f"{file} cannot be read as parquet: .*CRC"):
+                open_samples(str(tmp_path)).image(0)
 
     def test_damaged_file_is_named(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
@@ -301,29 +286,39 @@ class TestImageTree:
         with pytest.raises(InputError, match=f"image {file} cannot be decoded: "):
             open_samples(str(tmp_path)).image(0)
 
-    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-    def test_a_flipped_bit_of_an_image_is_found_or_decodes_to_other_pixels(self, tmp_path, kind):
-        file = tmp_path / "train" / "cat" / f"x.{kind.lower()}"
-        file.parent.mkdir(parents=True)
-        pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
-        file.write_bytes(encode(pixels, kind))
-        found = [one for one in said_after_flips(tmp_path, file, range(file.stat().st_size)) if one is not None]
-        assert len(found) > 0
-        assert all(one.startswith(f"image {file} cannot be decoded: ") and "\n" not in one for one in found)
-
-    @pytest.mark.parametrize(("height", "width"), [(1, 101), (202, 2)])
-    def test_a_strip_is_refused(self, tmp_path, height, width):
-        write_image(tmp_path / "train" / "cat" / "x.png", np.zeros((3, height, width), np.uint8))
-        with pytest.raises(
-            InputError, match=f"it has {width} x {height} pixels, but no side may be more than 100 times"
-        ):
+    def test_memory_that_runs_out_is_no_damage(self, tmp_path, monkeypatch):
+        write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
+        monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
             open_samples(str(tmp_path)).image(0)
+
+    def test_a_line_of_text_is_resized_like_any_image(self, tmp_path):
+        line = np.tile(pictures(1, size=20)[0], 150)
+        write_image(tmp_path / "train" / "cat" / "x.png", line)
+        samples = open_samples(str(tmp_path))
+        assert np.array_equal(samples.image(0), line)
+        assert samples.image(0, 32).shape == (3, 32, 32)
 
     def test_links_in_a_circle_are_followed_once(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
         for name in ("back", "again"):
             (tmp_path / "train" / "cat" / name).symlink_to(tmp_path / "train" / "cat")
         assert len(open_samples(str(tmp_path))) == 1
+
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_of_a_folder_and_a_link_to_it_the_first_name_is_taken(self, tmp_path, monkeypatch, backwards):
+        walk = os.walk
+
+        def ordered(*args, **options):
+            for parent, folders, names in walk(*args, **options):
+                folders.sort(reverse=backwards)
+                yield parent, folders, names
+
+        monkeypatch.setattr(os, "walk", ordered)
+        cat = tmp_path / "train" / "cat"
+        write_image(cat / "b" / "x.png", pictures(1)[0])
+        (cat / "a").symlink_to(cat / "b")
+        assert open_samples(str(tmp_path)).files == (cat / "a" / "x.png",)
 
     def test_wrong_class_folders_and_empty_trees_are_named(self, tmp_path):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
@@ -393,11 +388,20 @@ class TestTorchvisionFiles:
 
     def test_damage_does_not_decide_how_much_memory_is_taken(self, tmp_path):
         self.write_cifar10(tmp_path)
-        # A place for two billion objects; 4 GB of bytes.
-        for opcodes in (b"\x80\x02}r\x00\x00\x00\x80.", b"\x80\x04\x8e" + b"\xff" * 8 + b"x."):
+        length = (2**44).to_bytes(8, "little")
+        for opcodes in (
+            b"\x80\x02}r\x00\x00\x00\x80.",  # a place for two billion objects
+            b"\x80\x04\x8e" + length + b"x.",  # bytes
+            b"\x80\x05\x96" + length + b"x.",  # a bytearray
+            b"\x80\x04\x95" + length + b"x.",  # a frame of opcodes
+            b"cnumpy\nndarray\n((J\x00\x00\x00\x40J\x00\x00\x01\x00ttR.",  # an array of 2^46 numbers
+        ):
             (tmp_path / "test_batch").write_bytes(opcodes)
-            with pytest.raises(InputError, match="test_batch cannot be read as a CIFAR file"):
+            before = reset_peak_memory()
+            with pytest.raises(InputError, match="test_batch cannot be read as a CIFAR file") as error:
                 open_samples("cifar10", "test", tmp_path)
+            assert not caused_by(error.value, MemoryError)
+            assert peak_memory() - before < 100 * 2**20
 
     @pytest.mark.parametrize("value", [[0.5, 1.5], ["1", "2"], [[1, 2]], 3, [2**80, 1]])
     def test_labels_that_are_no_whole_numbers_are_named(self, tmp_path, value):
@@ -414,6 +418,12 @@ class TestTorchvisionFiles:
         (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 3], ">i4").tobytes() + bytes(3))
         with pytest.raises(InputError, match=f"{file} is damaged: it is not an idx file of 3 dimensions"):
             open_samples("mnist", "test", tmp_path)
+
+    def test_an_image_without_pixels_is_named(self, tmp_path):
+        (tmp_path / "t10k-images-idx3-ubyte").write_bytes(np.array([0x803, 1, 0, 28], ">i4").tobytes())
+        (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 1], ">i4").tobytes() + bytes(1))
+        with pytest.raises(InputError, match=r"row 0 of .* cannot be decoded: it has 28 x 0 pixels, but must have at"):
+            open_samples("mnist", "test", tmp_path).image(0)
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_mnist_idx_files(self, tmp_path, packed):
@@ -444,7 +454,6 @@ class TestMissing:
         message = str(error.value)
         for part in ("train images of mnist", str(tmp_path), "train-*.parquet", "--data-dir", "--dataset digits"):
             assert part in message
-        assert "\n" not in message
 
     def test_folder_that_does_not_exist(self, tmp_path):
         with pytest.raises(InputError, match=r"there is no folder .*nowhere .*--data-dir.*--dataset digits"):
@@ -470,7 +479,6 @@ class TestMissing:
         assert calls == [("uoft-cs/cifar10", 10)]
         for part in ("cannot reach the hub", "uoft-cs/cifar10", "--data-dir", "--dataset digits", "HF_HUB_OFFLINE=1"):
             assert part in str(error.value)
-        assert "\n" not in str(error.value)
 
     def test_offline_without_an_earlier_download_fails_at_once(self, monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

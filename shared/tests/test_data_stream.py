@@ -175,6 +175,20 @@ def test_evaluated_images_are_resized_as_asked_for(tree):
     assert not torch.equal(found, eval_transform(16, 20)(image))
 
 
+def test_a_strip_is_evaluated_unless_resizing_makes_too_much_of_it(tmp_path):
+    options = {"mean": MEAN, "std": STD, "num_workers": 0}
+    file = tmp_path / "train" / "class0" / "strip.png"
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", (3000, 20)).save(file)
+    ((images, _),) = StreamEvalBatches(open_samples(str(tmp_path)), 1, **options)
+    assert images.shape == (1, 3, 224, 224)
+    Image.new("RGB", (3, 3000)).save(file)
+    batches = StreamEvalBatches(open_samples(str(tmp_path)), 1, **options)
+    said = f"image {file} cannot be resized: of 3 x 3000 pixels it would get 65,536,000 with a shorter side of 256, "
+    with pytest.raises(InputError, match=f"^{said}but at most 16,777,216 are allowed: crop it or leave it out$"):
+        list(batches)
+
+
 def test_lighting_shifts_all_pixels_of_an_image_alike():
     image = torch.full((3, 2, 2), 100, dtype=torch.uint8)
     torch.manual_seed(1)

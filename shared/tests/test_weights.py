@@ -224,7 +224,6 @@ def test_one_flipped_bit_of_the_weights_is_refused(part: str, tmp_path: Path) ->
         for read in readers(folder):
             with pytest.raises(InputError, match=re.escape(str(path))) as error:
                 read()
-            assert "\n" not in str(error.value)
             if part == "tensors":
                 assert "take a good copy of the folder or, if the weights were changed on purpose" in str(error.value)
     path.write_bytes(whole)

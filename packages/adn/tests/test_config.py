@@ -99,7 +99,6 @@ def test_trainings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as refusal:
         TrainConfig(**fields)
     assert message in str(refusal.value)
-    assert "\n" not in str(refusal.value)
 
 
 def test_trainings_that_can_be() -> None:

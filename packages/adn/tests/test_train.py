@@ -570,9 +570,8 @@ def test_bad_input_is_refused_and_nothing_is_written(
         torch.save(models.create(in_channels=1, **others[fields["pretrained"]]).state_dict(), path)
         fields = fields | {"pretrained": str(path)}
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message):
         train(training(tmp_path / "run", **fields))
-    assert "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -372,9 +372,8 @@ def test_bad_values_are_refused_while_parsing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message):
         command(arguments)
-    assert "\n" not in str(refused.value)
 
 
 def test_pictures_may_go_to_a_folder_that_is_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,9 +361,8 @@ def test_a_data_set_without_test_images_is_refused_before_the_training(
 def test_bad_input_is_refused_and_nothing_is_written(
     backbone: str, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message):
         train(training(backbone, tmp_path / "run", **fields))
-    assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,9 +54,8 @@ def parsed_eval(command: str) -> EvalConfig:
 
 
 def assert_refused(function: Any, *args: Any, match: str, **options: Any) -> None:
-    with pytest.raises(InputError, match=match) as error:
+    with pytest.raises(InputError, match=match):
         function(*args, **options)
-    assert "\n" not in str(error.value)
 
 
 # --- the authors' commands

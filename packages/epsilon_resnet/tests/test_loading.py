@@ -121,9 +121,8 @@ def test_a_checkpoint_of_another_network_is_refused(unfinished: Path) -> None:
     network = json.loads((unfinished / "network.json").read_text())
     network["model"]["options"]["backbone"] = "preresnet20"
     (unfinished / "network.json").write_text(json.dumps(network))
-    with pytest.raises(InputError, match=r"checkpoint .*epoch_0008 is of another network: .*layers\.0\.2") as refused:
+    with pytest.raises(InputError, match=r"checkpoint .*epoch_0008 is of another network: .*layers\.0\.2"):
         loading.trained(str(unfinished), 160)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["rank_0.pt", "state.pt"])

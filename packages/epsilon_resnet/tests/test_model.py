@@ -576,9 +576,8 @@ def test_over_processes_the_gate_is_that_of_the_global_batch() -> None:
 )
 def test_networks_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
     usual: dict[str, Any] = {"backbone": "preresnet8", "num_classes": 10, "in_channels": 3, "epsilon": 2.5}
-    with torch.device("meta"), pytest.raises(InputError, match=message) as refused:
+    with torch.device("meta"), pytest.raises(InputError, match=message):
         create(**usual | given)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_whole_number_will_do_for_epsilon() -> None:
@@ -627,4 +626,3 @@ def test_a_hostile_folder_is_refused(damage: Callable[[dict[str, Any]], Any], me
     with pytest.raises(InputError, match=message) as refused:
         weights.from_pretrained(tmp_path / "model")
     assert str(tmp_path / "model") in str(refused.value)
-    assert "\n" not in str(refused.value)

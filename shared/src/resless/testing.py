@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -182,6 +183,28 @@ def refused(entry: Callable[[], None], *args: str, cwd: Path, processes: int = 1
     assert len(lines) == 1, ended[0].printed
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an exception, or one of those that led to it, is of a kind."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def reset_peak_memory() -> int:
+    """Let the peak begin anew, where the system can (Linux), and return it: what this process has now, in bytes."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # man proc
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had since `reset_peak_memory`, in bytes."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import math
+import mmap
 import pickle
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -106,9 +107,12 @@ def _array_of(dtype: type[np.integer]) -> Callable[[Any], np.ndarray]:
 def _read_pickle(file: Path, entries: Mapping[bytes, Callable[[Any], Any]]) -> list[Any]:
     """Some entries of a pickled dictionary, each converted by its function."""
     try:
-        with file.open("rb") as opened:
-            content = _NumpyUnpickler(opened, encoding="bytes").load()
+        # Mapped, because reading allocates as many bytes as a damaged file says that follow.
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            content = _NumpyUnpickler(mapped, encoding="bytes").load()
         return [convert(content[key]) for key, convert in entries.items()]
+    except MemoryError:  # of the machine, not of the file
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         names = " and ".join(key.decode() for key in entries)
         raise InputError(f"{file} cannot be read as a CIFAR file with {names}: {error}") from error
@@ -118,13 +122,21 @@ class _NumpyUnpickler(pickle._Unpickler):
     """Builds plain containers and numpy arrays only: a pickle that came from elsewhere must not run code.
 
     It is the one in Python: that in C allocates as many places for objects as a damaged file says that there are.
+    Arrays begin empty, as in every pickle of one, and bytearrays are refused: else a damaged size would be allocated.
     """
+
+    def refuse_bytearray(self: object) -> None:
+        raise pickle.UnpicklingError("it holds a bytearray")
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: refuse_bytearray}
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # that very function, wherever this numpy keeps it
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return lambda *_: np.empty(0)
+        if module == "numpy" and name == "ndarray":
+            return None  # an argument of _reconstruct, and not to be called with a shape
+        if module == "numpy" and name == "dtype":
+            return np.dtype
         if module == "_codecs" and name == "encode":
             return str.encode
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")

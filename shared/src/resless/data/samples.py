@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = {b"RI": "WEBP", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}  # by the first two bytes
-_MAX_ASPECT = 100  # of an image: a damaged size can make a strip that is resized to gigabytes
 _MAX_CLASSES = 65_536  # of a network: a damaged label is not to make names for billions
 
 
@@ -73,9 +72,8 @@ class Samples(ABC):
         mode = "L" if self.channels == 1 else "RGB"
         with self._decoding(index):
             picture = self._open(index)
-            if not 0 < max(picture.size) <= _MAX_ASPECT * min(picture.size):
-                found = f"{picture.width} x {picture.height} pixels"
-                raise ValueError(f"it has {found}, but no side may be more than {_MAX_ASPECT} times the other")
+            if 0 in picture.size:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels, but must have at least one")
             picture = picture.convert(mode)
         if size is not None:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
@@ -86,6 +84,8 @@ class Samples(ABC):
         """InputError, naming image `index`, for whatever is raised: at a damaged image PIL can raise anything."""
         try:
             yield
+        except MemoryError:  # of the machine, not of the image
+            raise
         except Exception as error:
             raise InputError(f"{self.where(index)} cannot be decoded: {str(error) or type(error).__name__}") from error
 
@@ -350,5 +350,6 @@ def _image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(place)
+        folders.sort()  # of a folder and a link to it, the same one is taken on every machine
         found += [Path(parent, name) for name in names if name.lower().endswith(EXTENSIONS) and name[0] != "."]
     return sorted(found)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from resless.data.augment import jitter, lighting_shift, normalise
 from resless.data.loaders import check_batch_size, generator, mix, repeat, share_of, shares, statistics
@@ -26,6 +26,7 @@ from resless.errors import InputError, check
 
 _ORDER = -1
 _PREFETCH_FACTOR = 4
+_MAX_RESIZED_PIXELS = 2**24  # of an image: a strip, as a damaged size can make it, is not to take gigabytes
 
 
 def train_transform(
@@ -81,7 +82,29 @@ class Lighting:
 def eval_transform(size: int = 224, resize: int = 256, interpolation: str = "bilinear") -> Transform:
     """The shorter side resized to `resize`, then the central `size` x `size` pixels."""
     mode = interpolation_mode(interpolation)
-    return v2.Compose([v2.Resize(resize, interpolation=mode, antialias=True), v2.CenterCrop(size)])
+    return v2.Compose([ShorterSide(resize, mode), v2.CenterCrop(size)])
+
+
+@dataclass(frozen=True)
+class ShorterSide:
+    """An image resized until its shorter side has `size` pixels.
+
+    Raises InputError where that would make more than 2^24 pixels, of an image much longer than wide.
+    """
+
+    size: int
+    interpolation: InterpolationMode
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 [C, H, W] -> uint8 [C, size, >= size] or [C, >= size, size]"""
+        height, width = image.shape[1:]
+        pixels = self.size**2 * max(height, width) // min(height, width)
+        if pixels > _MAX_RESIZED_PIXELS:
+            raise InputError(
+                f"of {width} x {height} pixels it would get {pixels:,} with a shorter side of {self.size}, but at most "
+                f"{_MAX_RESIZED_PIXELS:,} are allowed: crop it or leave it out"
+            )
+        return v2.functional.resize(image, [self.size], interpolation=self.interpolation, antialias=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +148,7 @@ class StreamBatches:
     and fewer images do (see `resless.data.loaders.repeat`). Workers stay alive from epoch to epoch.
 
     Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
-    while iterating, for an image that cannot be decoded, naming its file.
+    while iterating, for an image that cannot be decoded or resized, naming its file.
     """
 
     def __init__(
@@ -225,7 +248,10 @@ class _Decoder(torch.utils.data.Dataset):
         keys = (epoch, index, copy) if copy else (epoch, index)  # the first is the image that comes without repeats
         with torch.random.fork_rng(devices=[]):  # without workers this is the training process: leave its state alone
             torch.default_generator.manual_seed(mix(self._seed, *keys))
-            return self._transform(image)
+            try:
+                return self._transform(image)
+            except InputError as error:
+                raise InputError(f"{self._samples.where(index)} cannot be resized: {error}") from error
 
 
 class _Stream:
