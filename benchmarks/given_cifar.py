@@ -33,7 +33,7 @@ class Options(Start):
     """Which networks, and how they were trained."""
 
     checkpoints: tuple[str, ...] = ()
-    """Checkpoint files, whose names begin with the network's, as in resnet20-12fca82f.th."""
+    """Checkpoint files, whose names begin with the network's, as in resnet20.th or resnet20-12fca82f.th."""
     threads: int = 1
     """Threads of the timed networks."""
     repeats: int = 15
@@ -46,7 +46,7 @@ class Options(Start):
     @property
     def files(self) -> dict[str, str]:
         """Name of each network -> its checkpoint."""
-        return {Path(file).name.partition("-")[0]: file for file in self.checkpoints}
+        return {Path(file).stem.partition("-")[0]: file for file in self.checkpoints}
 
 
 def main(options: Options) -> None:
