@@ -44,7 +44,12 @@ class Fuzz:
         self._name, self._seconds, self._record = name, seconds, record
 
     def __call__(
-        self, damage: Callable[[random.Random], object], attempt: Callable[[], object], *, least_refused: float
+        self,
+        damage: Callable[[random.Random], object],
+        attempt: Callable[[], object],
+        *,
+        least_refused: float,
+        most_mib: int = 300,
     ) -> None:
         """Fails at any other exception, at memory that runs out, a hang, or hundreds of MiB for what is small.
 
@@ -53,6 +58,7 @@ class Fuzz:
                 beside them; None where the files say all.
             attempt: reads them.
             least_refused: the part of the tries that is refused at least, or the damage was none.
+            most_mib: what the process may grow by.
         """
         chance, counts = random.Random(self._name), {"tried": 0, "refused": 0}
         attempt()
@@ -65,7 +71,7 @@ class Fuzz:
                     counts["tried"] += 1
                     counts["refused"] += refused(attempt, told)
                     grown = (peak_memory() - before) / MIB
-                    assert grown < 300, f"{grown:.0f} MiB at {told}"
+                    assert grown < most_mib, f"{grown:.0f} MiB at {told}"
         finally:
             for key, value in counts.items():
                 self._record(key, value)
