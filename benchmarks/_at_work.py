@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = FOLDER / "methods-at-work.png"
-LEFT, GONE = "#0072B2", "#dfe7ee"
+LEFT, BORDER, *_ = report.COLOURS
+GONE = "#dfe7ee"
 BUDGET = 0.5
 
 
@@ -101,4 +102,4 @@ def tiles(axes: Axes, there: np.ndarray) -> None:
 def mark_stages(axes: Axes, stages: Sequence[int]) -> None:
     """Lines between the stages."""
     for end in list(accumulate(stages))[:-1]:
-        axes.axvline(end - 0.5, color="#D55E00", linewidth=1)
+        axes.axvline(end - 0.5, color=BORDER, linewidth=1)

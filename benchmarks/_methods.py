@@ -53,6 +53,11 @@ class Point:
         return self.macs / self.dense_macs
 
     @property
+    def time(self) -> float | None:
+        """Of a batch of 256, as a share of the dense network's; None where it was not timed."""
+        return None if self.speedup_256 is None else 1 / self.speedup_256
+
+    @property
     def lost(self) -> float:
         """Percentage points below the dense network."""
         return 100 * (self.dense_top1 - self.top1)
@@ -181,28 +186,19 @@ def table_of_points(found: Sequence[Point]) -> str:
 def draw_points(found: Sequence[Point]) -> None:
     """Points of accuracy lost, of every method and baseline, against what is left of the MACs and of a batch's time."""
     drawing = report.canvas(9, 4.4)
-    by_macs, by_time = drawing.subplots(1, 2, sharey=True)
-    timed = [point for point in found if point.speedup_256]
-    panels: list[tuple[Any, Sequence[Point], Callable[[Point], float], str]] = [
-        (by_macs, found, lambda point: point.share, "MACs, % of the dense network's"),
-        (
-            by_time,
-            timed,
-            lambda point: 1 / (point.speedup_256 or 1),
-            "time of a batch of 256, % of the dense network's",
-        ),
-    ]
-    for axes, mine, left, label in panels:
+    panels = drawing.subplots(1, 2, sharey=True)
+    for axes, left, what in zip(panels, ("share", "time"), ("MACs", "time of a batch of 256"), strict=True):
         report.style(axes)
         colours, markers = cycle(report.COLOURS), cycle("x+1^")
         for method in dict.fromkeys(point.method for point in found):
-            line = sorted((100 * left(point), -point.lost) for point in mine if point.method == method)
+            mine = [(getattr(point, left), -point.lost) for point in found if point.method == method]
+            line = sorted((100 * share, above) for share, above in mine if share is not None)
             marker, colour = (next(markers), "dimgray") if method in BASELINES else ("o", next(colours))
             axes.plot([x for x, _ in line], [y for _, y in line], marker, color=colour, label=method, markersize=5)
         axes.plot(100, 0, "k*", markersize=10, label="the dense network of each")
-        axes.set(xlabel=label)
-    by_macs.set(ylabel="accuracy above the dense network's, points")
-    drawing.legend(*by_macs.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+        axes.set(xlabel=f"{what}, % of the dense network's")
+    panels[0].set(ylabel="accuracy above the dense network's, points")
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     report.save(drawing, FOLDER / "methods-cifar.png")
 
 

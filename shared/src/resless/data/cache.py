@@ -74,6 +74,8 @@ def _read(entry: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
         formed = (images.dtype, images.ndim, labels.dtype, labels.shape) == (np.uint8, 4, np.int64, images.shape[:1])
         intact = formed and _crc(images) == info["images_crc"] and _crc(labels) == info["labels_crc"]
         return (images, labels, tuple(info["class_names"])) if intact else None
+    except MemoryError:  # of the machine, not of the entry
+        raise
     except Exception:  # a damaged header makes numpy raise almost anything; whatever it is, the entry is built again
         return None
 
