@@ -238,6 +238,14 @@ class TestParquet:
         with pytest.raises(InputError, match=f"{tmp_path / 'train-1.parquet'} cannot be read as parquet: "):
             open_samples(str(tmp_path))
 
+    def test_memory_that_runs_out_is_told_apart_from_damage(self, tmp_path, monkeypatch):
+        file = tmp_path / "train-0.parquet"
+        write_parquet(file, pictures(2), [0, 1])
+        samples = open_samples(str(tmp_path))
+        monkeypatch.setattr(parquet, "read_table", lambda *args, **options: pyarrow.allocate_buffer(10**15))
+        with pytest.raises(InputError, match=f"{file} asks for more memory than there is"):
+            samples.image(0)
+
     def test_samples_survive_pickling_for_worker_processes(self, tmp_path):
         images = pictures(2)
         write_parquet(tmp_path / "train-0.parquet", images, [0, 1])

@@ -143,6 +143,7 @@ def test_groups_stay_whole() -> None:
         ({"layers": {"layer1.0.bn1": part(16, 5)}}, "as many outputs as inputs"),
         ({"rectified": "layer1"}, "rectified is 'layer1'"),
         ({"rectified": ("layer2.0.conv1",)}, "unknown shortcut of resnet8"),
+        ({"rectified": ([],)}, r"unknown shortcut of resnet8 '\[\]'"),
         ({"base": "torchvision/convnext_tiny", "layers": {}}, "cannot be shrunk: .* is of no convolution"),
     ],
 )

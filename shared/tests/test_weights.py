@@ -555,6 +555,13 @@ class Attack:
         return (Path.touch, (self.target,))
 
 
+def test_memory_that_runs_out_is_told_apart_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(small_lenet().state_dict(), tmp_path / "large.pt")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: torch.empty(10**15))
+    with pytest.raises(InputError, match=r"large\.pt asks for more memory than there is"):
+        weights.load(small_lenet(), tmp_path / "large.pt")
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("old_format", [False, True])
 def test_pickles_with_anything_but_tensors_are_refused(old_format: bool, tmp_path: Path) -> None:

@@ -292,6 +292,10 @@ def _load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything: struct.error, AssertionError, TypeError, ...
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise InputError(
+                f"{path} asks for more memory than there is: it is too large for this machine, or it is damaged"
+            ) from error
         raise InputError(
             f"{path} is damaged, or holds Python objects other than tensors, which are refused because loading them "
             "can run code: save only its state_dict and load that"

@@ -288,6 +288,11 @@ def _reading(file: Path, read: Callable[[Path], Any]) -> Any:
 
     try:
         return read(file)
+    except MemoryError as error:  # pyarrow's is one too
+        raise InputError(
+            f"{file} asks for more memory than there is: it is too large for this machine (--stream reads images one "
+            "by one), or it is damaged"
+        ) from error
     except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
         raise InputError(f"{file} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
 

@@ -282,7 +282,7 @@ def _checked_shortcuts(net: nn.Module, rectified: Any, base: str) -> list[nn.Seq
     check(isinstance(rectified, list | tuple), "rectified", rectified, "a list of paths")
     known = {path: module for path, module in net.named_modules() if isinstance(module, nn.Sequential)}
     for path in rectified:
-        if path not in known:
+        if not isinstance(path, str) or path not in known:
             raise unknown_name(f"shortcut of {base}", str(path), known)
     return [known[path] for path in rectified]
 
