@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -152,6 +153,7 @@ def of_given(file: Mapping[str, Any], _: str) -> Iterator[Point]:
 READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], str]] = {
     "deephoyer-cifar": (of_deephoyer, "resnet20"),
     "deephoyer-cifar-resnet56": (of_deephoyer, "resnet56"),
+    "deephoyer-cifar-seeds": (of_deephoyer, "resnet20"),
     "blockdrop-cifar": (of_blockdrop, "resnet32"),
     "blockdrop-cifar-r110": (of_blockdrop, "resnet110"),
     "epsilon-cifar": (of_epsilon, "preresnet32"),
@@ -204,17 +206,32 @@ def draw_points(found: Sequence[Point]) -> None:
 
 def about_half(found: Sequence[Point]) -> str:
     """A table: of each method on each network, the setting whose MACs are nearest to half of the dense network's, of
-    several that cost the same the one that was trained for longest; points lost are a mean over its seeds."""
-    rows = []
+    several that cost the same, to a percent, the one with the most seeds, then the one that was trained for longest;
+    points lost are a mean over its seeds."""
+    rows, settings = [], alike(found)
     for method, network in dict.fromkeys((point.method, point.network) for point in found):
-        mine = [point for point in found if (point.method, point.network) == (method, network)]
-        one = min(mine, key=lambda point: (abs(point.share - 0.5), -point.epochs))
-        seeds = [point.lost for point in mine if point.setting == one.setting]
+        mine = [runs for runs in settings if (runs[0].method, runs[0].network) == (method, network)]
+        runs = min(mine, key=by_share_seeds_epochs)
+        one = runs[0]
         faster = (f"{each:.2f} x" if each else "" for each in (one.speedup_1, one.speedup_256))
         epochs = f"{one.epochs}" if one.epochs else "given"
-        lost = f"{statistics.mean(seeds):.2f}"
-        row = [network, method, one.setting, epochs, f"{100 * one.share:.0f} %", lost, len(seeds), *faster]
+        lost = f"{statistics.mean(run.lost for run in runs):.2f}"
+        row = [network, method, one.setting, epochs, f"{100 * one.share:.0f} %", lost, len(runs), *faster]
         rows.append((network, method in BASELINES, row))
     columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "seeds"]
     columns += ["faster, batch 1", "batch 256"]
     return report.markdown(columns, [row for *_, row in sorted(rows, key=lambda found: found[:2])])
+
+
+def by_share_seeds_epochs(runs: Sequence[Point]) -> tuple[float, float, float]:
+    """First what is nearest to half; a given network was trained in full."""
+    one = runs[0]
+    return round(abs(one.share - 0.5), 2), -len(runs), -(one.epochs or math.inf)
+
+
+def alike(found: Sequence[Point]) -> list[list[Point]]:
+    """The points of each setting, one a seed."""
+    settings: dict[tuple[str, ...], list[Point]] = {}
+    for point in found:
+        settings.setdefault((point.method, point.network, point.setting, point.source), []).append(point)
+    return list(settings.values())

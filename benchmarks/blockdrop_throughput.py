@@ -43,6 +43,9 @@ class Options:
     """Model folders of trained networks, whose own policies are measured too; they need --data-dir."""
     models: tuple[str, ...] = ("R32_C10", "R110_C10")
     """Networks that get random policies."""
+    pool: int = 1
+    """How many pixels, along each side, are averaged to one before their policy networks see them: 1 is the paper's; a
+    trained network has its own."""
     keep_rates: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     """Probabilities with which a block is kept."""
     batches: tuple[int, ...] = (1, 32, 256)
@@ -77,14 +80,15 @@ def main(options: Options) -> None:
     found = [found for precision in options.precisions for found in of_precision(precision, options)]
     if not options.quick:
         settings = {name: value for name, value in as_dict(options).items() if name not in ("data_dir", "model_dir")}
-        write("blockdrop-throughput", {"settings": settings, "results": found}, options.device)
+        name = "blockdrop-throughput" if options.pool == 1 else "blockdrop-throughput-pooled"
+        write(name, {"settings": settings, "results": found}, options.device)
 
 
 def of_precision(precision: str, options: Options) -> list[dict[str, Any]]:
     """Every network in one precision: random policies by keep rate, then trained networks with their own."""
     found = []
     for name in options.models:
-        net = BlockDropNet(name).eval()
+        net = BlockDropNet(name, policy_pool=options.pool).eval()
         images, policies = some_images({}, precision, options), random_policies(net, options)
         for rate, kept in policies.items():
             found += timed(net, images, precision, {"model": name, "keep_rate": rate}, options, kept)

@@ -68,6 +68,8 @@ class Options(Start):
     """Epochs of training with a regulariser, and of fine-tuning; None leaves the recipe's."""
     mixed_precision: Precision | None = None
     """Precision of training; None leaves the recipe's."""
+    called: str | None = None
+    """Name of the results, as deephoyer-cifar-seeds; None takes deephoyer-cifar and, but for ResNet-20, the model."""
     runs: str | None = None
     """Folder of the runs; None takes runs/ and the name of the results."""
     train: bool = True
@@ -89,7 +91,8 @@ class Options(Start):
     @property
     def results(self) -> str:
         """Name of the results."""
-        return "deephoyer-cifar" if self.model == "resnet20" else f"deephoyer-cifar-{self.model}"
+        usual = "deephoyer-cifar" if self.model == "resnet20" else f"deephoyer-cifar-{self.model}"
+        return self.called or usual
 
     @property
     def root(self) -> Path:

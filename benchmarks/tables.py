@@ -271,7 +271,7 @@ def draw_blockdrop_throughput(file: dict[str, Any]) -> None:
             xlabel="blocks kept, %", ylabel="speed-up over the dense network", title=f"{model}, batch {PICTURED_BATCH}"
         )
         axes.legend(frameon=False, fontsize=8)
-        report.save(drawing, FOLDER / f"blockdrop-throughput-{model.lower().replace('_', '-')}.png")
+        report.save(drawing, FOLDER / f"{file['benchmark']}-{model.lower().replace('_', '-')}.png")
 
 
 # -- speed
@@ -314,6 +314,7 @@ Result = dict[str, Any]
 TABLES: dict[str, Callable[[Result], str]] = {
     "deephoyer-cifar": deephoyer_cifar,
     "deephoyer-cifar-resnet56": deephoyer_cifar,
+    "deephoyer-cifar-seeds": deephoyer_cifar,
     "deephoyer-mnist": deephoyer_mnist,
     "deephoyer-speed": deephoyer_speed,
     "deephoyer-speed-bf16": deephoyer_speed,
@@ -322,6 +323,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "blockdrop-cifar-r110": blockdrop_cifar,
     "blockdrop-throughput": blockdrop_throughput,
     "blockdrop-throughput-bf16": blockdrop_throughput,
+    "blockdrop-throughput-pooled": blockdrop_throughput,
     "blockdrop-throughput-cuda": blockdrop_throughput,
     "epsilon-cifar": epsilon_cifar,
     "epsilon-cifar-n18": epsilon_cifar,
@@ -367,6 +369,7 @@ PICTURES: dict[str, Callable[[Result], None]] = {
     "blockdrop-cifar": draw_blockdrop_cifar,
     "blockdrop-cifar-r110": draw_blockdrop_cifar,
     "blockdrop-throughput": draw_blockdrop_throughput,
+    "blockdrop-throughput-pooled": draw_blockdrop_throughput,
     "epsilon-cifar": draw_epsilon_cifar,
     "epsilon-cifar-n18": draw_epsilon_cifar,
     "adn-cifar": draw_adn_cifar,
