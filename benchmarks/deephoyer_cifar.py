@@ -56,7 +56,7 @@ THINNER_LR = 0.1
 class Options(Start):
     """What to run, and where; the trained network is that of the model."""
 
-    model: Literal["resnet20", "resnet56"] = "resnet20"
+    model: Literal["resnet20", "resnet56", "resnet110"] = "resnet20"
     """Residual network."""
     names: tuple[str, ...] = NAMES
     """Regularisers, and `thinner`."""
