@@ -189,5 +189,7 @@ def with_changed_entries(header: dict[str, Any], chance: random.Random) -> dict[
         elif field == "dtype":
             header[name][field] = chance.choice(["F64", "F16", "BF16", "I32", "C64", "F8_E4M3", "F4", "BOOL", "U16"])
         else:
-            header[name][field] = chance.choice([hostile(chance), header[name][field][::-1], [10**5, 10**5], []])
+            old = header[name][field]  # of an earlier change it may be anything
+            swapped = old[::-1] if isinstance(old, list) else old
+            header[name][field] = chance.choice([hostile(chance), swapped, [10**5, 10**5], []])
     return header

@@ -232,6 +232,11 @@ class TestParquet:
             with pytest.raises(InputError, match=f"{file} cannot be read as parquet: .*CRC"):
                 open_samples(str(tmp_path)).image(0)
 
+    def test_tables_without_rows_are_refused(self, tmp_path):
+        write_parquet(tmp_path / "train-0.parquet", [], np.array([], dtype=np.int64))
+        with pytest.raises(InputError, match=f"no images in the files under {tmp_path}"):
+            open_samples(str(tmp_path))
+
     def test_damaged_file_is_named(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", pictures(2), [0, 1])
         (tmp_path / "train-1.parquet").write_bytes((tmp_path / "train-0.parquet").read_bytes()[:-100])

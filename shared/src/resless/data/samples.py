@@ -168,6 +168,8 @@ class TableSamples(Samples):
         label_column = _choose_column(table, "label", label_column or dataset.label_column)
         self.columns = (image_column, label_column)
         labels = table.column(label_column)
+        if not len(labels):
+            raise InputError(f"no images in the files under {self.root}: not one of their tables has a row")
         if labels.null_count:
             row = labels.is_null().to_pylist().index(True)
             raise InputError(f"{self.where(row)} has no label in column {label_column!r}")
