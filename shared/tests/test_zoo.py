@@ -223,6 +223,11 @@ def test_numbers_in_a_name_that_no_network_has_are_refused(name: str, sentence: 
     [
         *(("wrn10_1", {"dropout": bad}, f"dropout is {bad}, but must be") for bad in (1, -0.1, True, float("nan"))),
         *(("densenet_7_2", {"compression": bad}, f"compression is {bad}, but") for bad in (0, 1.5, False)),
+        *(("densenet_7_2", {"kept_layers": bad}, "kept_layers must be") for bad in (1, "", "01", {}, {"0": 1})),
+        ("densenet_7_2", {"kept_layers": [3]}, r"kept_layers\[0\] is 3, but must be a whole number in 0\.\.2$"),
+        ("densenet_bc_10_2", {"kept_layers": [-1]}, r"kept_layers\[0\] is -1"),
+        ("densenet_bc_10_2", {"kept_layers": [1, 1]}, r"kept_layers\[1\] is 1, but must be greater than .* it, 1"),
+        *(("densenet_bc_10_2", {"kept_layers": [bad]}, r"kept_layers\[0\] is") for bad in (True, 0.0, None, [], {})),
         ("densenet_bc_10_2", {"dropout": "0.2"}, "dropout is '0.2', but must be a number of at least 0 and below 1"),
         *(("resnext11_2x2", {"expansion": bad}, f"expansion is {bad}, but") for bad in (0, 257, 4.0)),
         ("vgg11", {"dropout": 0.5}, "unknown option of vgg11 'dropout'"),
@@ -247,7 +252,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "wrn10_2": {"dropout": 0.3, "kept_blocks": (0, 2)},
     "resnext11_2x4": {"kept_blocks": (1,)},
     "densenet_7_4": {"dropout": 0.2},
-    "densenet_bc_10_4": {"dropout": 0.2, "compression": 0.7},
+    "densenet_bc_10_4": {"dropout": 0.2, "compression": 0.7, "kept_layers": (0, 2)},
 }
 """One small network of each family for images of any size, with some options."""
 
@@ -320,6 +325,9 @@ def test_networks_take_images_of_any_size(name: str) -> None:
         ("wrn10_1", {"dropout": -1}, "dropout is -1, but must be"),
         ("wrn10_1", {"widths": [1]}, "unknown option of wrn10_1 'widths'"),
         ("resnext11_1x1", {"expansion": 10**9}, "expansion is 1000000000, but must be"),
+        ("densenet_7_2", {"kept_layers": [0, 10**9]}, r"kept_layers\[1\] is 1000000000, but must be"),
+        ("densenet_7_2", {"kept_layers": [{}]}, r"kept_layers\[0\] is \{\}, but must be"),
+        ("densenet_bc_10_2", {"kept_layers": {"0": 1}}, "kept_layers must be"),
     ],
 )
 def test_hostile_configurations_are_refused_before_anything_is_allocated(
@@ -382,6 +390,54 @@ def test_kept_blocks_are_those_of_the_full_network(name: str, kept: tuple[int, .
         torch.testing.assert_close(few(images), full(images))
     assert costs.macs(few, images[:1]) == costs.macs(full, images[:1]) < macs
     assert models.spec_of(few).options["kept_blocks"] == kept
+
+
+def read_no_others(full: nn.Module, kept: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Set to zero all weights that read channels of layers but `kept`; the state without those weights."""
+    state, layers = full.state_dict(), iter(range(99))
+    there = torch.ones(len(full.conv1.weight), dtype=torch.bool)
+    parts = densenet.Layer | densenet.BottleneckLayer | densenet.Transition
+    for path in [*(path for path, module in full.named_modules() if isinstance(module, parts)), ""]:
+        norm, mixing = (f"{path}.bn1", f"{path}.conv1") if path else ("bn", "linear")
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}.{name}"] = state[f"{norm}.{name}"][there]
+        weight = state[f"{mixing}.weight"]
+        weight[:, ~there] = 0
+        state[f"{mixing}.weight"] = weight[:, there]
+        if path.startswith("transition"):
+            there = torch.ones(len(weight), dtype=torch.bool)
+        else:
+            there = torch.cat((there, torch.full((4,), next(layers) in kept)))
+    return state
+
+
+@pytest.mark.parametrize("kept", [(), (0, 3), (1, 2, 4, 5), tuple(range(6))], ids=str)
+@pytest.mark.parametrize("name", ["densenet_10_4", "densenet_bc_16_4"])
+def test_kept_layers_are_those_of_the_full_network(name: str, kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    full, few = models.create(name), models.create(name, kept_layers=list(kept)).eval()
+    images = torch.randn(3, 3, 9, 9)
+    with torch.no_grad():
+        full(images)
+        full.eval()
+        for norm in full.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.normal_(norm.bias)
+        state = read_no_others(full, kept)
+        few.load_state_dict({key: state[key] for key in few.state_dict()})
+        torch.testing.assert_close(few(images), full(images))
+    assert sum(len(block) for block in few.stages()) == len(kept)
+    assert models.spec_of(few).options["kept_layers"] == kept
+
+
+def test_layers_that_stay_keep_their_names_and_transitions_their_widths() -> None:
+    full, few = (models.create("densenet_bc_16_4", kept_layers=kept) for kept in (None, (1, 2)))
+    assert [[name for name, _ in block.named_children()] for block in few.stages()] == [["1"], ["0"], []]
+    assert few.dense1[0].conv1.in_channels == 8
+    assert few.transition1.conv1.in_channels == full.transition1.conv1.in_channels - 4
+    for net in (full, few):
+        assert (net.transition1.conv1.out_channels, net.transition2.conv1.out_channels) == (8, 8)
+    assert few.linear.in_features == 8
 
 
 @pytest.mark.parametrize("layer", [densenet.Layer, densenet.BottleneckLayer])

@@ -15,7 +15,8 @@ from resless import costs, models
 from resless.data import load
 from resless.errors import InputError
 from resless.models import shrunk
-from resless.models.blocks import ResidualBlock
+from resless.models.blocks import ResidualBlock, branching
+from resless.models.densenet import DenseNet
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +84,16 @@ def network(name: str, seed: int = 0, **options: object) -> nn.Module:
     return lively(models.create(name, **options), seed)
 
 
+def empty_layers(model: nn.Module, seed: int) -> list[str]:
+    """Of a third of a DenseNet's layers at random, one of their convolutions; of other networks none."""
+    random, chosen = torch.Generator().manual_seed(seed), []
+    for path in branching(model) if isinstance(model, DenseNet) else ():
+        convolutions = [name for name, _ in model.get_submodule(path).named_children() if name.startswith("conv")]
+        if torch.rand((), generator=random) < 0.33:
+            chosen.append(f"{path}.{convolutions[int(torch.randint(len(convolutions), (), generator=random))]}")
+    return chosen
+
+
 def zero_groups(model: nn.Module, seed: int, shifts: bool) -> None:
     """Zero random filters and input channels; with `shifts` a third of the channels of batch norms too."""
     random = torch.Generator().manual_seed(seed)
@@ -92,6 +103,8 @@ def zero_groups(model: nn.Module, seed: int, shifts: bool) -> None:
                 zeros = torch.rand(weight.shape[dim], generator=random) < 0.4
                 zeros[0] = False
                 weight.index_fill_(dim, zeros.nonzero().flatten(), 0)
+    for name in empty_layers(model, seed):
+        model.get_submodule(name).weight.zero_()
     for module in model.modules():
         if shifts and isinstance(module, nn.BatchNorm2d):
             zeros = torch.rand(module.num_features, generator=random) < 0.3
@@ -107,6 +120,8 @@ def zero_elements(model: nn.Module, seed: int) -> None:
             chance[0] = 1
         kept = torch.outer(*chances).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
         weight.mul_(torch.rand(weight.shape, generator=random) < kept)
+    for name in empty_layers(model, seed):
+        model.get_submodule(name).weight.zero_()
 
 
 def zero_tied(model: nn.Module, seed: int, example: Tensor) -> None:
@@ -117,6 +132,8 @@ def zero_tied(model: nn.Module, seed: int, example: Tensor) -> None:
     kept[known.coupling.fixed] = True
     for channels, _ in known.coupling.values:
         kept[channels[0]] = True
+    for name in empty_layers(model, seed):
+        kept[known.coupling.rows[f"{name}.weight"]] = False
     vectors = dict(model.named_parameters())
     for name, weight in prunable(model).items():
         filters = kept[known.coupling.rows[name]]
@@ -283,7 +300,7 @@ def test_a_block_writes_all_that_take_as_many_lanes(written: int, filters: int) 
     [("resnet8", "linear", 24), ("densenet_13_4", "linear", 3), ("vgg11", "classifier", 200)],
 )
 def test_a_classifier_reads_what_is_left_of_the_features(name: str, classifier: str, unread: int) -> None:
-    """Of a DenseNet, the last layer's: the others are read by layers too, and of a layer one channel stays."""
+    """Of a DenseNet, some of the last layer's: the others are read by layers too."""
     model = network(name)
     layer = model.get_submodule(classifier)
     with torch.no_grad():
@@ -433,14 +450,90 @@ def test_networks_of_shortcuts_are_made_smaller_too(name: str, monkeypatch: pyte
     assert torch.equal(again.eval()(example), small(example))
 
 
-def test_of_an_empty_layer_of_a_densenet_one_channel_stays() -> None:
-    model = network("densenet_bc_16_4")
-    with torch.no_grad():
-        model.dense1[1].conv2.weight.zero_()
-    small, reasons = explained(model, images(8))
-    kept = shrunk.core_of(small.dense1[1].conv2)
-    assert (kept.in_channels, kept.out_channels) == (1, 1)
-    assert reasons["dense1.1.conv2"] == "one stays, constants"
+# -- layers of DenseNets
+
+
+@pytest.mark.parametrize(
+    ("name", "zeros", "readers"),
+    [
+        ("densenet_13_4", ["conv1.weight"], ["dense1.2", "transition1"]),
+        ("densenet_bc_16_4", ["conv2.weight"], ["transition1"]),
+        ("densenet_bc_16_4", ["conv1.weight", "bn2.weight", "bn2.bias"], ["transition1"]),
+    ],
+)
+def test_an_empty_layer_of_a_densenet_vanishes(name: str, zeros: list[str], readers: list[str]) -> None:
+    """Where nobody reads its channels, exactly the network without it is left."""
+    model = network(name)
+    first = model.dense1[0].conv1.in_channels + 4  # of its channels
+    gone = range(first, first + 4)
+    for parameter in zeros:
+        model.dense1[1].get_parameter(parameter).zero_()
+    for reader in readers:
+        model.get_submodule(reader).conv1.weight[:, gone] = 0
+    small, reasons = explained(model, images(9))
+    layers = sum(map(len, model.stages()))
+    assert small.spec == models.create(name, kept_layers=[0, *range(2, layers)]).spec
+    assert not any(reasons.values())
+    assert not any("dense1.1." in key for key in small.state_dict())
+    left = [channel for channel in range(model.transition1.conv1.in_channels) if channel not in gone]
+    assert torch.equal(small.transition1.conv1.weight, model.transition1.conv1.weight[:, left])
+    assert torch.equal(small.transition1.bn1.running_mean, model.transition1.bn1.running_mean[left])
+    assert_equal_outputs(small, model, digits(9))
+    assert_equal_outputs(small, model, images(9))
+    assert mac_counter(model, images(9, 1))(model) == costs.macs(small, images(9, 1))
+
+
+def test_what_an_empty_layer_shifts_is_folded_without_padding_and_kept_with_it() -> None:
+    """Its channels are zero, but not what the batch norms behind it make of them."""
+    folded, padded = network("densenet_bc_16_4"), network("densenet_13_4")
+    folded.dense1[0].conv2.weight.zero_()
+    padded.dense1[0].conv1.weight.zero_()
+    small, reasons = explained(folded, images(9))
+    assert models.origin(small.spec).options["kept_layers"] == (1, 2, 3, 4, 5)
+    assert set(small.spec.options["layers"]) == {"dense1.1.conv1", "transition1.conv1"}
+    norm, weight = folded.dense1[1].bn1, folded.dense1[1].conv1.weight[:, 8:, 0, 0]
+    shifts = norm.bias - norm.weight * norm.running_mean / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(small.get_parameter("dense1.1.conv1.bias"), weight @ shifts[8:].relu())
+    assert_equal_outputs(small, folded, digits(9))
+    small, reasons = explained(padded, images(9))
+    assert models.origin(small.spec).options["kept_layers"] is None
+    assert shrunk.core_of(small.dense1[0].conv1).in_channels == 1
+    assert reasons["dense1.0.conv1"] == "constants"
+    assert_equal_outputs(small, padded, digits(9))
+
+
+def test_all_layers_of_a_dense_block_vanish_one_after_the_other() -> None:
+    small, example = network("densenet_bc_22_4"), digits(9)
+    for left in ((0, 1, 2, 4, 5, 6, 7, 8), (0, 1, 2, 5, 6, 7, 8), (0, 1, 2, 6, 7, 8)):
+        for layer in list(small.dense2)[:1]:
+            layer.conv2.weight.zero_()
+        small, model = compact(small, example), small
+        assert models.origin(small.spec).options["kept_layers"] == left
+        assert_equal_outputs(small, model, example)
+    assert len(small.dense2) == 0
+    again = models.build(small.spec)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(example), small(example))
+    small.requires_grad_(True).train()
+    assert_every_parameter_gets_gradient(small, small(images(9, 16)).square().sum())
+
+
+def test_of_an_empty_layer_of_other_concatenations_one_channel_stays() -> None:
+    model = lively(Forks())
+    model.left.weight.zero_()
+    model.right.weight.zero_()
+    model.right.bias.zero_()
+    with pytest.raises(EmptyLayer):
+        compact(model, images(6))
+    model = lively(Forks())
+    model.right.weight.zero_()
+    model.right.bias.zero_()
+    model.depthwise.bias.zero_()
+    small, reasons = explained(model, images(6))
+    right = shrunk.core_of(small.right)
+    assert (right.out_channels, right.in_channels) == (1, 1)
+    assert reasons["right"] == "one stays, constants"
+    assert_equal_outputs(small, model, images(6))
 
 
 @pytest.mark.parametrize(

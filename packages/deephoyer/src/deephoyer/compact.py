@@ -6,15 +6,16 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from resless import costs, latency, models, onnx, weights
 from resless.errors import InputError
 from resless.models import shrunk
-from resless.models.blocks import ResidualBlock, ResidualNetwork
+from resless.models.blocks import BranchingNetwork, branching, drop_branch
 from resless.models.folded import check_unfolded
 from resless.models.lenet import LeNet5, LeNet300100
+from resless.models.shrunk import Mixing, Norm
 from resless.outputs import check_equal
 from resless.report import table
 from torch import Tensor, nn
@@ -71,9 +72,9 @@ def _smaller(net: nn.Module, what: Plan) -> nn.Module:
     """The network that a plan leaves of `net`, which is used up."""
     changed = {path: kept for path, kept in what.layers.items() if kept.changed}
     cores = {path: shrunk.core_of(net.get_submodule(path)) for path in changed}
-    if isinstance(net, ResidualNetwork) and what.dropped:
-        blocks = [path for path, module in net.named_modules() if module in set(net.blocks())]
-        net.drop_blocks([index for index, path in enumerate(blocks) if path not in what.dropped])
+    for path in what.dropped:
+        holder, _, name = path.rpartition(".")
+        drop_branch(net.get_submodule(holder), name)
     shrunk.exchange(net, {path: kept.part for path, kept in changed.items()})
     for path, kept in changed.items():
         _fill(shrunk.core_of(net.get_submodule(path)), cores[path], kept)
@@ -93,7 +94,7 @@ def _fill(small: nn.Module, large: nn.Module, kept: Kept) -> None:
         return
     small.to(next(iter(tensors.values())).dtype)
     rows = {name: tensor[kept.rows] if tensor.dim() else tensor for name, tensor in tensors.items()}
-    if isinstance(large, shrunk.Mixing):
+    if isinstance(large, Mixing):
         if not isinstance(large, nn.Conv2d) or large.groups == 1:
             rows["weight"] = rows["weight"][:, kept.columns]
         if kept.part.bias:
@@ -111,22 +112,34 @@ def _spec(net: nn.Module, changed: Mapping[str, Kept], rectified: tuple[str, ...
     layers = layers | {path: vars(kept.part) for path, kept in changed.items()}
     there = dict(net.named_modules())
     layers = {path: part for path, part in layers.items() if path in there}
-    if "kept_blocks" in base.options:
-        base = replace(base, options=base.options | {"kept_blocks": _kept_blocks(net, base)})
+    option = net.kept_option if isinstance(net, BranchingNetwork) else None
+    if option in base.options:
+        base = replace(base, options=base.options | {option: _kept_branches(net, base, option)})
+        layers = _narrower(layers, base)
     if not layers and not rectified:
         return base
     options = {"base": base.name, "base_options": base.options, "layers": layers, "rectified": rectified}
     return replace(spec, name=shrunk.NAME, options=options)
 
 
-def _kept_blocks(net: nn.Module, base: models.Spec) -> tuple[int, ...] | None:
-    """Which blocks of the base network still have their residual branch; None for all."""
+def _kept_branches(net: nn.Module, base: models.Spec, option: str) -> tuple[int, ...] | None:
+    """Which modules of the base network still have their branch, as its `option` lists them; None for all."""
+    whole = _on_meta(replace(base, options=base.options | {option: None}))
+    left, branches = set(branching(net)), branching(whole)
+    kept = tuple(index for index, path in enumerate(branches) if path in left)
+    return None if len(kept) == len(branches) else kept
+
+
+def _narrower(layers: Mapping[str, Mapping[str, Any]], base: models.Spec) -> dict[str, Mapping[str, Any]]:
+    """Those of the layers that are not as the base network's, which without some branches is narrower itself."""
+    own = {path: layer for path, layer in _on_meta(base).named_modules() if isinstance(layer, Mixing | Norm)}
+    return {path: part for path, part in layers.items() if path not in own or part != vars(shrunk.whole(own[path]))}
+
+
+def _on_meta(spec: models.Spec) -> nn.Module:
+    """The network of a spec, without values."""
     with torch.device("meta"):
-        whole = models.build(replace(base, options=base.options | {"kept_blocks": None}))
-    left = {path for path, module in net.named_modules() if isinstance(module, ResidualBlock)}
-    blocks = [path for path, module in whole.named_modules() if isinstance(module, ResidualBlock)]
-    kept = tuple(index for index, path in enumerate(blocks) if path in left)
-    return None if len(kept) == len(blocks) else kept
+        return models.build(spec)
 
 
 def mac_counter(model: nn.Module, example: Tensor, round_to: int = 1) -> Callable[[nn.Module], int]:
@@ -147,7 +160,7 @@ def mac_counter(model: nn.Module, example: Tensor, round_to: int = 1) -> Callabl
     return left
 
 
-def normalised(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Conv2d, shrunk.Norm | None]]:
+def normalised(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Conv2d, Norm | None]]:
     """Every convolution, by its name, with the batch norm that directly follows it, filter by filter."""
     nodes = [node for node in trace(copy.deepcopy(model).cpu().eval(), example.cpu()) if node.kind is Kind.LAYER]
     modules = {node.name: model.get_submodule(node.path) for node in nodes}
@@ -161,10 +174,10 @@ def normalised(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Conv2d, 
     return found
 
 
-def _norm_of(convolution: nn.Conv2d, reader: nn.Module | None) -> shrunk.Norm | None:
+def _norm_of(convolution: nn.Conv2d, reader: nn.Module | None) -> Norm | None:
     """What reads a convolution, if that is a batch norm of just its filters."""
-    follows = isinstance(reader, shrunk.Norm) and reader.num_features == convolution.out_channels
-    return cast("shrunk.Norm", reader) if follows else None
+    follows = isinstance(reader, Norm) and reader.num_features == convolution.out_channels
+    return cast("Norm", reader) if follows else None
 
 
 def base_name(name: str) -> str:

@@ -23,7 +23,7 @@ from math import prod
 import torch
 from resless.errors import InputError
 from resless.models import shrunk
-from resless.models.blocks import ResidualBlock, ResidualNetwork
+from resless.models.blocks import BranchingNetwork, branching
 from resless.models.shrunk import Mixing, Norm, Part
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ class Plan:
 
     layers: dict[str, Kept]
     dropped: tuple[str, ...]
-    """Paths of blocks that lose their residual branch."""
+    """Paths of blocks, or layers of a DenseNet, that lose their branch."""
     rectified: tuple[str, ...]
     """Paths of the shortcuts of such blocks that a ReLU is to follow."""
 
@@ -131,7 +131,7 @@ class _Planner:
         self._nodes, self._round_to = nodes, round_to
         self._by_name = {node.name: node for node in nodes}
         self._modules = dict(model.named_modules())
-        self._blocks = _droppable(model)
+        self._blocks = set(branching(model)) if isinstance(model, BranchingNetwork) else set[str]()
         self._atoms = Atoms()
         self._values: dict[str, _Value] = {}
         self._layers: dict[str, Layer] = {}
@@ -250,6 +250,7 @@ class _Planner:
             widths = [len(source.atoms) for source in sources]
             for source, wanted in zip(sources, value.wanted.split(widths), strict=True):
                 source.wanted |= wanted
+            self._drop(node)
         elif node.kind is Kind.FLATTEN:
             sources[0].wanted |= value.wanted.view(len(sources[0].atoms), -1).any(dim=1)
         elif node.kind is not Kind.INPUT:
@@ -269,7 +270,7 @@ class _Planner:
             rows, columns, folded = self._mixing_backwards(node, layer, layer.core, rows, source, why)
         else:
             if isinstance(layer.core, Norm):
-                rows = self._rounded(rows, torch.zeros(len(rows)), why)
+                rows = self._rounded(rows, (~source.wanted[layer.inputs]).int(), why)
                 self._whole |= {node.sources[0]} if node.name in self._whole else set()
             columns, folded = rows, torch.zeros(len(rows), dtype=torch.double)
         value.wanted[layer.outputs] = rows
@@ -334,18 +335,19 @@ class _Planner:
         order = cost[more].argsort(stable=True)
         return chosen.index_fill(0, more[order[:missing]], True)
 
-    # -- blocks without a residual branch
+    # -- blocks without a branch: residual blocks, and layers of DenseNets
 
-    def _drop(self, addition: Node) -> None:
-        """Note the block of an addition as dropped if nothing is wanted of its residual branch, and that is exact."""
-        block = next((path for path in reversed(addition.inside) if path in self._blocks), None)
-        operands = [self._by_name[name] for name in addition.sources]
-        residual = [operand for operand in operands if block is not None and _is_in_branch(operand, block)]
-        if block is None or len(residual) != 1 or self._values[residual[0].name].wanted.any():
+    def _drop(self, joining: Node) -> None:
+        """Note the block of an addition or concatenation as dropped if nothing is wanted of its branch, and that is
+        exact."""
+        block = next((path for path in reversed(joining.inside) if path in self._blocks), None)
+        operands = [self._by_name[name] for name in joining.sources]
+        branch = [operand for operand in operands if block is not None and _is_in_branch(operand, block)]
+        if block is None or len(branch) != 1 or self._values[branch[0].name].wanted.any():
             return
         # A block that ends in a ReLU is its shortcut and that ReLU, which is nothing where nothing is negative.
-        ends = [node for node in self._nodes if addition.name in node.sources and block in node.inside]
-        passed_on = next(operand for operand in operands if operand is not residual[0])
+        ends = [node for node in self._nodes if joining.name in node.sources and block in node.inside]
+        passed_on = next(operand for operand in operands if operand is not branch[0])
         if any(node.rectifies for node in ends) and not self._values[passed_on.name].rectified:
             shortcuts = [f"{block}.{name}" for name in SHORTCUTS]
             found = [path for path in shortcuts if isinstance(self._modules.get(path), nn.Sequential)]
@@ -381,15 +383,8 @@ def _taps(core: nn.Module) -> float:
     return prod(core.kernel_size) / prod(core.stride) if isinstance(core, nn.Conv2d) else 1.0
 
 
-def _droppable(model: nn.Module) -> set[str]:
-    """Paths of the blocks whose residual branch can be removed."""
-    if not isinstance(model, ResidualNetwork):
-        return set()
-    return {path for path, module in model.named_modules() if isinstance(module, ResidualBlock)}
-
-
 def _is_in_branch(node: Node, block: str) -> bool:
-    """Whether a node belongs to the residual branch of a block."""
+    """Whether a node belongs to the branch of a block."""
     return block in node.inside and not any(f"{block}.{name}" in node.inside for name in SHORTCUTS)
 
 

@@ -91,6 +91,11 @@ def kept_indices(field: str, value: Any, total: int) -> tuple[int, ...] | None:
     return tuple(value)
 
 
+def kept_branches(field: str, value: Any, total: int) -> tuple[int, ...] | None:
+    """As `kept_indices`, but the list may be empty: a network without any branch is one, too."""
+    return () if value in ((), []) else kept_indices(field, value, total)
+
+
 def cifar_depth(depth: int, block: str | None = None) -> tuple[str, int]:
     """Kind of block and number of blocks per stage of a three-stage CIFAR ResNet.
 

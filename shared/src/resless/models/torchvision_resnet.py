@@ -44,7 +44,7 @@ class _Block(ResidualBlock):
     def shortcut(self) -> nn.Module:  # type: ignore[override]
         return _IDENTITY if self.downsample is None else self.downsample
 
-    def without_residual(self) -> DownsampleOnly | None:
+    def without_branch(self) -> DownsampleOnly | None:
         return None if self.downsample is None else DownsampleOnly(self.downsample)
 
 

@@ -49,7 +49,7 @@ class Block(ResidualBlock, nn.Module):
         residual = self.conv2(self.dropout(residual))
         return residual + self.shortcut(x if isinstance(self.shortcut, nn.Identity) else activated)
 
-    def without_residual(self) -> ProjectionOnly | None:
+    def without_branch(self) -> ProjectionOnly | None:
         return None if isinstance(self.shortcut, nn.Identity) else ProjectionOnly(self.bn1, self.shortcut)
 
 
