@@ -92,7 +92,6 @@ def gated(n: int, *, epsilon: float, retired: int) -> EpsilonResNet:
     )
     chosen = [stage * n + position for position in range(n - retired // 3, n) for stage in range(3)]
     network.retire(chosen)
-    network.discarded[chosen] = 1
     return network
 
 

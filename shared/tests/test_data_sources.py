@@ -299,6 +299,23 @@ class TestImageTree:
         with pytest.raises(InputError, match=f"image {file} cannot be decoded: "):
             open_samples(str(tmp_path)).image(0)
 
+    def test_of_16_bits_the_upper_8_are_taken(self, tmp_path):
+        values = np.array([[0, 255, 256, 32_768, 50_000, 65_535]], dtype=np.uint16)
+        (tmp_path / "train" / "cat").mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "train" / "cat" / "x.png")
+        assert open_samples(str(tmp_path)).image(0).tolist() == [[[0, 0, 1, 128, 195, 255]]]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [([[0.5]], "floating-point"), ([[70_000]], "more than 16 bits"), ([[-1]], "more than 16 bits")],
+    )
+    def test_pixels_that_would_be_clipped_are_refused(self, values, message, tmp_path):
+        (tmp_path / "train" / "cat").mkdir(parents=True)
+        kind = np.float32 if isinstance(values[0][0], float) else np.int32
+        Image.fromarray(np.array(values, dtype=kind)).save(tmp_path / "train" / "cat" / "x.tiff")
+        with pytest.raises(InputError, match=message):
+            open_samples(str(tmp_path)).image(0)
+
     def test_memory_that_runs_out_is_no_damage(self, tmp_path, monkeypatch):
         write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
         monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))

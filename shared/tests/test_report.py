@@ -24,6 +24,15 @@ def test_a_table_holds_every_cell_in_a_log_that_is_no_terminal(capsys):
         assert text in printed
 
 
+def test_a_narrow_terminal_cuts_no_cell(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    monkeypatch.setenv("COLUMNS", "20")
+    report.table("sizes", ["network", "MACs", "parameters"], [["a network of a long name", "40,812,736", "272,474"]])
+    printed = capsys.readouterr().out
+    assert all(cell in printed for cell in ("a network of a long name", "40,812,736", "272,474", "parameters"))
+    assert "…" not in printed
+
+
 def test_markdown_aligns_numbers_to_the_right():
     text = report.markdown(["network", "top-1 %"], [["resnet20", 91.25], ["resnet32", 92]])
     assert text.splitlines() == ["| network | top-1 % |", "| --- | ---: |", "| resnet20 | 91.25 |", "| resnet32 | 92 |"]

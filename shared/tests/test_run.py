@@ -486,7 +486,17 @@ def test_a_run_that_died_before_its_first_record_leaves_a_folder_that_counts_as_
 
     assert forked(task)[0].code == -signal.SIGKILL
     assert [path.name for path in folder.iterdir()] == [".lock"]
+    (folder / ".writing-env.json").write_text("{")  # as a kill a moment later leaves it
     assert "wrote" in done(forked(lambda: train(config_in(LENET, folder))))
+
+
+def test_a_damaged_record_of_earlier_starts_is_written_anew(tmp_path, finished):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    (folder / "env.json").write_text("{")
+    said = done(forked(lambda: train(config_in(LENET, folder, resume="auto"))))
+    assert f"warning: {folder}/env.json is damaged" in said
+    assert len(json.loads((folder / "env.json").read_text())["starts"]) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

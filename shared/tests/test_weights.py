@@ -555,6 +555,16 @@ class Attack:
         return (Path.touch, (self.target,))
 
 
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "link").symlink_to("large")
+    for _ in range(2):
+        weights.save_pretrained(small_lenet(), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "link"]
+    assert models.spec_of(weights.from_pretrained(tmp_path / "large")).name == "lenet_300_100"
+
+
 def test_memory_that_runs_out_is_told_apart_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(small_lenet().state_dict(), tmp_path / "large.pt")
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: torch.empty(10**15))

@@ -231,7 +231,7 @@ def test_pipeline_as_a_user_types_it(dense: Path, tmp_path: Path) -> None:
     few = ["--recipe", "smoke", "--epochs", "3", "--curriculum-step", "3"]
     printed = succeeded(cli.train, *few, cwd=tmp_path)
     next_one = "--model resnet20 --pretrained runs/blockdrop-smoke/model --epochs 1 --optimizer adam --lr 0.003"
-    assert f"next: blockdrop-finetune {next_one} --penalty -1.0 --dataset digits\n" in printed
+    assert f"next: blockdrop-finetune {next_one} --penalty -1.0 --batch-size 64 --dataset digits\n" in printed
     said = run([script("blockdrop-finetune"), "--recipe", "smoke", "--max_epochs", "2"], tmp_path)
     assert "all blocks, before this fine-tuning" in said.stdout
     assert "next: blockdrop-eval --model runs/blockdrop-smoke-finetuned/model --dataset digits\n" in said.stdout

@@ -445,6 +445,7 @@ def test_checkpoints_with_missing_parts_are_refused(tmp_path: Path) -> None:
         (BackboneConfig("R32_C10"), state, "a.t7 holds no policy network: give a model folder, or a checkpoint with"),
         (BackboneConfig("R32_C10"), [1], "a.t7 holds no policy network"),
         (BackboneConfig("R32_C10"), {"agent": {}}, "a.t7 holds only the policy network: give the residual network"),
+        (BackboneConfig("R32_C10", backbone="x"), {"resnet": {}, "agent": {}}, "--backbone is x, but .* leave it out"),
         (BackboneConfig("resnet32", backbone="x"), {"agent": {}}, "unknown model of an authors' checkpoint 'resnet32'"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -192,6 +192,9 @@ def test_a_recipe_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reg", "rule"), [("hoyer_square", "elementwise"), ("group_hoyer_square", "group")])
 def test_a_sweep_of_strengths_says_how_to_choose_one(reg: str, rule: str, tmp_path: Path) -> None:
     given = ("--reg", reg, "--sweep", "0.001", "0.002", "--epochs", "1", "--run-dir", "my strengths")
+    said = refused(cli.train, *given, cwd=tmp_path)
+    assert "--holdout is 0.0, but must be above 0" in said
+    given += ("--holdout", "0.1")
     with undrawn(), few_images(128, 40):
         words = next_command(succeeded(cli.train, *given, cwd=tmp_path))
         assert words[0] == "deephoyer-prune"

@@ -362,9 +362,11 @@ class FoldConfig:
 
 
 def check_output(path: str | None, option: str = "--output") -> None:
-    """Refuse a file for which there is no folder, before the work whose result it is to hold."""
-    writable = path is None or (Path(path).absolute().parent.is_dir() and not Path(path).is_dir())
-    check(writable, option, path, "a file in a folder that exists")
+    """Refuse what is no regular file, or has no folder, before the work whose result it is to hold."""
+    if path is not None:
+        file = Path(path)
+        writable = file.is_file() or (file.absolute().parent.is_dir() and not file.exists())
+        check(writable, option, path, "a file in a folder that exists")
 
 
 def source_options(data: SourceConfig) -> str:

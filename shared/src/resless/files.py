@@ -8,15 +8,23 @@ from pathlib import Path
 
 from resless.errors import InputError
 
+WRITING = ".writing-"
+"""What the name of a file begins with that is not whole yet; a kill leaves it behind."""
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: temporary file, synchronised, renamed."""
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a small file atomically: temporary file, synchronised, renamed. Of a link, the file that it leads to."""
+    path = path.resolve()
+    temporary = path.with_name(f"{WRITING}{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -26,11 +26,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in rows:
         result.add_row(*(str(cell) for cell in row))
     console = Console()
-    if not console.is_terminal:  # a log keeps the whole table: lines are not cut to 80 columns
-        console = Console(width=200)
+    # A narrow terminal wraps lines that are too long for it; cut to its width, columns would lose digits.
+    unbounded = console.options.update(max_width=10_000)
+    console.width = max(console.width, console.measure(result, options=unbounded).maximum)
     # As a part of the table it would be wrapped.
     console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
-    console.print(result)
+    console.print(result, crop=False)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

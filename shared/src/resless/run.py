@@ -45,7 +45,7 @@ from resless.data.pipeline import Shards
 from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
-from resless.files import write_text
+from resless.files import WRITING, write_text
 from resless.memory import keep_freed_memory
 from resless.models.folded import check_unfolded
 from resless.precision import computes_in_bf16, resolve
@@ -288,6 +288,18 @@ class Run:
         except OSError as error:
             raise InputError(f"cannot write to run folder {self.folder}: {error.strerror}") from error
 
+    def _earlier_starts(self) -> list[dict[str, Any]]:
+        """What the run folder records of earlier starts; nothing, with a warning, where that cannot be read."""
+        record = self.folder / RECORD
+        if not record.exists():
+            return []
+        try:
+            starts: list[dict[str, Any]] = json.loads(record.read_text(encoding="utf-8"))["starts"]
+        except (ValueError, KeyError, TypeError):
+            self.say(f"warning: {record} is damaged: it is written anew, without what it said of earlier starts")
+            return []
+        return starts
+
     def _write_records(self, source: Path | None) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -299,9 +311,7 @@ class Run:
             "arguments": sys.argv,
             "resumed_from": str(source) if source else None,
         }
-        starts = []
-        if (self.folder / RECORD).exists():
-            starts = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["starts"]
+        starts = self._earlier_starts()
         config = {"command": self.command, **as_dict(self.config)}
         with self.writing("its records"):
             write_text(self.folder / RECORD, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
@@ -567,7 +577,7 @@ def check_alike(precision: str, accelerator: Accelerator) -> None:
 
 def check_folder(folder: Path, settings: RunConfig) -> None:
     """Refuse a folder that is in use already, unless an earlier run in it is resumed or replaced."""
-    used = folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
+    used = folder.exists() and (not folder.is_dir() or any(_is_content(path) for path in folder.iterdir()))
     if not used:
         return
     if not settings.resume and not settings.overwrite:
@@ -577,6 +587,11 @@ def check_folder(folder: Path, settings: RunConfig) -> None:
     if not (folder / RECORD).is_file():
         wish = "--overwrite does not delete it" if settings.overwrite else "--resume does not write to it"
         raise InputError(f"{folder} is not a run folder, so {wish}: choose another --run-dir")
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a file of a run folder is neither its lock nor what a kill left of a file that was being written."""
+    return path.name != LOCK and not path.name.startswith(WRITING)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

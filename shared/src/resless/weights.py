@@ -102,6 +102,7 @@ def save_pretrained(
     # Clones: tensors that share memory (tied weights) are written once each, which safetensors asks for.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
 
+    folder = folder.resolve()  # of a link, the folder that it leads to
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     staging.mkdir()

@@ -123,7 +123,6 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     net = net.to(accelerator.device)
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
-        net.relink()
     batches, found = data.evaluation(images, config.batch_size), dict[str, Evaluation]()
     if config.recalibrate_bn:
         drawn = calibration_batches(data, config.recalibrate_bn, config.batch_size)
@@ -136,7 +135,8 @@ def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     configurations = described(net, found, torch.zeros(1, *images.image_shape))
     if accelerator.is_main_process:
         if config.repeats:
-            add_latency(net, configurations, images.image_shape, config)
+            with accelerator.autocast():
+                add_latency(net, configurations, images.image_shape, config)
         show(configurations, f"{config.weights or config.model}, {image_count(found):,} {config.split} images")
         if config.output is not None:
             write_text(Path(config.output), json.dumps(configurations, indent=1) + "\n")

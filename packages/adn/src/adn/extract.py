@@ -94,3 +94,9 @@ def _spec(model: AdaptiveNet, skip: Sequence[bool]) -> Spec | None:
 def _kept_blocks(units: Sequence[Unit], skip: Sequence[bool]) -> tuple[int, ...]:
     """Blocks that stay, counted over all stages: the units of a ResNet are its blocks."""
     return tuple(index for index, unit in enumerate(units) if not (unit.skippable and skip[unit.stage]))
+
+
+if __name__ == "__main__":
+    from adn.cli import extract as script
+
+    script()

@@ -107,7 +107,10 @@ class AdaptiveNet(nn.Module):
         """
         net: Any = self.path(skip)
         if not hasattr(net, "stages"):
-            raise InputError(f"features of stages are distilled in ResNets only, not in a {type(self.net).__name__}")
+            raise InputError(
+                "features of stages are distilled in ResNets with stem, stages and head, as adn.model.create makes "
+                f"them, not in this {type(self.net).__name__}"
+            )
         x, outputs = net.stem(images), []
         for stage in net.stages():
             x = stage(x)

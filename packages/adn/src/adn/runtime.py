@@ -109,7 +109,8 @@ def _best_first(latencies_ms: Mapping[Skip, float], accuracies: Mapping[Skip, fl
 
 def _check_table(latencies_ms: Mapping[Skip, float], accuracies: Mapping[Skip, float] | None) -> None:
     check(len(latencies_ms) > 0, "the table of latencies", dict(latencies_ms), "one configuration at least")
-    stages = len(next(iter(latencies_ms)))
+    first = next(iter(latencies_ms))
+    stages = len(first) if isinstance(first, tuple) else 1
     for skip, latency_ms in latencies_ms.items():
         valid = isinstance(skip, tuple) and len(skip) == stages and all(isinstance(flag, bool) for flag in skip)
         check(valid, "a configuration in the table", skip, f"a tuple of {stages} times True or False, as the first is")
@@ -122,7 +123,8 @@ def _check_table(latencies_ms: Mapping[Skip, float], accuracies: Mapping[Skip, f
 
 
 def _check_latency(field: str, value: float) -> None:
-    check(math.isfinite(value) and value > 0, field, value, "a number of milliseconds above 0")
+    valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    check(valid, field, value, "a number of milliseconds above 0")
 
 
 def _check_budget(value: float) -> None:

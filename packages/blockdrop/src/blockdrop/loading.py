@@ -114,12 +114,12 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         if not isinstance(net, BlockDropNet):
             name = models.spec_of(net).name
             raise InputError(f"{source} holds a plain {name}: give it to blockdrop-train as --backbone first")
-        if config.backbone is not None:
-            raise InputError(f"--backbone is {config.backbone}, but {source} has a residual network: leave it out")
+        _check_alone(config, source)
         _check_name(config, net, source)
         return net, weights.read_config(source)["preprocessing"] | _statistics(config)
     content = weights.read_checkpoint(source)
     if isinstance(content, Mapping) and "resnet" in content:
+        _check_alone(config, source)
         return load_original(config.model, source), preprocessing(config)
     if not isinstance(content, Mapping) or "agent" not in content:
         raise InputError(f"{source} holds no policy network: give a model folder, or a checkpoint with the part agent")
@@ -134,6 +134,12 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
         load_backbone(net.resnet.net, config.backbone)
     load_agent(net, content["agent"], f"{source}, agent")
     return net.eval(), preprocessing(config)
+
+
+def _check_alone(config: BackboneConfig, source: str) -> None:
+    """Refuse a --backbone beside a policy network that comes with its residual network."""
+    if config.backbone is not None:
+        raise InputError(f"--backbone is {config.backbone}, but {source} has a residual network: leave it out")
 
 
 def check_size(spec: models.Spec, images: Images | Stream) -> None:

@@ -93,6 +93,7 @@ def next_arguments(config: TrainConfig, folder: Path) -> str:
     if not same:  # the name of a model alone may choose the paper's thousands of epochs
         words += ["--epochs", str(max(1, round(settings.epochs / FINETUNING_EPOCH)))]
         words += ["--optimizer", settings.optimizer, "--lr", str(settings.lr), "--penalty", str(config.penalty)]
+        words += ["--batch-size", str(settings.batch_size)]
     return f"{shlex.join(words)} {source_options(config.data)}"
 
 

@@ -90,6 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
         check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
+        judged = not self.sweep or self.data.holdout > 0
+        check(judged, "--holdout", self.data.holdout, "above 0, so that a sweep can be judged by images not trained on")
         applies = self.regulariser in ("none", *STRUCTURAL) or not self.tied
         check(applies, "--tied", self.tied, f"off (--no-tied), or given with {', '.join(STRUCTURAL)}")
 
@@ -115,7 +117,7 @@ class PruneConfig:
     threshold: Literal["std", "fixed", "macs", "rms"] = "std"
     """What --sensitivity is: a factor of each tensor's standard deviation; the threshold itself; the threshold of
     the layer whose weights are used most often an image, the others' being lower in proportion to their use; or, for
-    groups, a factor of the root mean square of each tensor's group norms: below 1 it empties no layer."""
+    groups, a factor of the root mean square of each tensor's group norms: below 1 some are above it."""
     sensitivity: float = 0.5
     """Weights (or groups) up to this size are cut."""
     memory_cost: float = 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from resless import costs, models
-from resless.calibrate import calibration_batches, recalibrate
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
 from resless.models.folded import check_unfolded
@@ -44,6 +44,7 @@ def dry_run(config: PruneConfig) -> list[Point]:
     data = Pipeline(config.data, config.run.seed, shards, source.preprocessing)
     model = source.network(partial(models.create_for, config.model[0], data.train))
     check_unfolded(model, "pruned")
+    check_recalibration(model, config.recalibrate_bn, source.name)
     check_fit(model, data.train)
     held_out = data.held_out() if config.data.holdout else None
     units, known = unit_thresholds(model, config, data.example), structure(model, data.example, config.rule)
@@ -54,7 +55,7 @@ def dry_run(config: PruneConfig) -> list[Point]:
         return count(cut_at(sensitivity))
 
     points, end = [], ""
-    for sensitivity in config.sweep or _worth_showing(macs_at):
+    for sensitivity in sorted(config.sweep) or _worth_showing(macs_at):
         try:
             trial = cut_at(sensitivity)
             small = compact(trial, data.example, config.round_to)

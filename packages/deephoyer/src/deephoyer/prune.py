@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from resless import costs, models, optim
-from resless.calibrate import calibration_batches, recalibrate
+from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
@@ -77,6 +77,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         held_out_images = data.held_out() if config.data.holdout else None
         model = source.network(partial(models.create_for, config.model[0], data.train))
         check_unfolded(model, "pruned")
+        check_recalibration(model, config.recalibrate_bn, source.name)
         check_fit(model, data.train)
         before = copy.deepcopy(model)
         sensitivity, limits, masks = cut_as_asked(model, config, data.example)
@@ -127,7 +128,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
             _print(pruned)
         if read_test:
             ends = config.compact or bool(pruned.left.not_compacted)
-            run.say(f"next: {evaluation(config, folder) if ends else compaction(folder)}")
+            run.say(f"next: {evaluation(config, folder) if ends else compaction(config, folder)}")
     return pruned
 
 
@@ -153,11 +154,11 @@ def evaluation(config: PruneConfig, folder: Path) -> str:
     return f"deephoyer-eval --model {shlex.quote(str(folder))} {source_options(config.data)}"
 
 
-def compaction(folder: Path) -> str:
+def compaction(config: PruneConfig, folder: Path) -> str:
     """The command that makes the network of a model folder smaller."""
-    return (
-        f"deephoyer-compact --model {shlex.quote(str(folder))} --output {shlex.quote(str(folder.with_name('small')))}"
-    )
+    words = ["deephoyer-compact", "--model", str(folder), "--output", str(folder.with_name("small"))]
+    words += ["--round-to", str(config.round_to)] if config.round_to > 1 else []
+    return shlex.join(words)
 
 
 def cut_as_asked(

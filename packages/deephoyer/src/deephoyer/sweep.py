@@ -53,7 +53,7 @@ def sweep_strengths(config: TrainConfig) -> list[Path]:
         folders.append(folder / "model")
         _record(config, root, processes)
     models = shlex.join(str(folder) for folder in folders)
-    given = f"--model {models} {source_options(config.data)} --holdout {config.data.holdout or 0.1:g}"
+    given = f"--model {models} {source_options(config.data)} --holdout {config.data.holdout:g}"
     cuts = f"{rule_of(config)} --sweep 0.25 0.5 0.75 1 --max-accuracy-drop 0.01"
     processes.print(f"next: deephoyer-prune {given} {cuts}", flush=True)
     return folders

@@ -87,7 +87,7 @@ class TrainConfig:
     """Weight in the loss of the side head at half depth; 0 leaves the side head out."""
     retire_after: int = 5
     """Epochs in all of whose steps a block must have been discarded before training stops computing it; 0 never
-    stops."""
+    stops. At --epsilon-stop it stops computing all that were discarded in half of an epoch's steps."""
     weight_bound: float = 0.05
     """A discarded block is gone when its convolutions' weights have decayed to so small a part of their size at
     initialisation (root mean square)."""

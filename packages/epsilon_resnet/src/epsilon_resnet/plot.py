@@ -133,7 +133,7 @@ def draw_errors(history: Sequence[Mapping[str, Any]], restarts: Sequence[Mapping
 
 
 def draw_responses(blocks: Mapping[str, Any], path: Path) -> None:
-    """Largest response of each of K blocks by epoch, coloured by depth, and ε from the epoch on in which it acts."""
+    """Largest response of each of K blocks by epoch, coloured by depth, and ε in the epochs in which it acts."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
@@ -150,7 +150,8 @@ def draw_responses(blocks: Mapping[str, Any], path: Path) -> None:
     acts = epsilon > 0 and start < epochs
     if acts:
         label = f"ε = {epsilon:g}; a block whose response stays below it is discarded"
-        axes.plot([start + 0.5, epochs + 0.5], [epsilon] * 2, "--", color=ORANGE, linewidth=2.5, label=label, zorder=4)
+        stop = min(epochs, blocks.get("epsilon_stop") or epochs)  # runs of earlier versions do not tell
+        axes.plot([start + 0.5, stop + 0.5], [epsilon] * 2, "--", color=ORANGE, linewidth=2.5, label=label, zorder=4)
         drawing.legend(loc="outside lower center", frameon=False, fontsize=9)
     _logarithmic(axes, np.append(responses, epsilon if acts else np.nan))
     axes.set(xlabel="epoch", ylabel="max |F(x)|, mean of the epoch's steps", xlim=(0.5, epochs + 0.5))

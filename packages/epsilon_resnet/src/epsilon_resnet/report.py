@@ -40,6 +40,7 @@ class Story:
         self._fixed = {
             "epsilon": config.epsilon,
             "epsilon_start": config.epsilon_start,
+            "epsilon_stop": config.epsilon_stop,
             "stages": [len(stage) for stage in net.resnet.stages()],
         }
         network = {

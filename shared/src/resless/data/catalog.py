@@ -135,7 +135,8 @@ def get(name: str) -> Dataset:
         return Dataset(name=name, hub_id=name)
     if "/" in name or os.sep in name:
         raise InputError(f"no data set {name!r}: it is neither an existing folder nor a hub id of the form owner/name")
-    raise unknown_name("dataset", name, DATASETS)
+    others = ("folders that exist", "OWNER/NAME on the hub")
+    raise unknown_name("dataset", name, DATASETS, shown=(*sorted(DATASETS), *others))
 
 
 def _is_path(name: str) -> bool:

@@ -62,7 +62,8 @@ class Samples(ABC):
         if self.dataset.channels is not None:
             return self.dataset.channels
         with self._decoding(0):
-            return 1 if self._open(0).mode in ("1", "L", "LA", "I;16") else 3
+            mode = self._open(0).mode
+            return 1 if mode in ("1", "L", "LA") or mode.startswith("I") else 3
 
     def image(self, index: int, size: int | None = None) -> np.ndarray:
         """Image `index` as uint8 [C, H, W], resized (bilinear, antialiased) to `size` x `size` pixels if given.
@@ -74,7 +75,7 @@ class Samples(ABC):
             picture = self._open(index)
             if 0 in picture.size:
                 raise ValueError(f"it has {picture.width} x {picture.height} pixels, but must have at least one")
-            picture = picture.convert(mode)
+            picture = _in_8_bits(picture).convert(mode)
         if size is not None:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         return np.array(picture).reshape(picture.height, picture.width, self.channels).transpose(2, 0, 1)
@@ -283,6 +284,18 @@ def _open_image(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=(known,) if known else None)
     except UnidentifiedImageError as error:
         raise ValueError("it is not an image of a known format") from error
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """Of a grey picture of 16 bits the upper 8, which PIL would clip to white."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save it in 8 or 16 bits")
+    if not picture.mode.startswith("I"):
+        return picture
+    pixels = np.asarray(picture)
+    if pixels.min() < 0 or pixels.max() > 65_535:
+        raise ValueError("its pixels are whole numbers of more than 16 bits: save it in 8 or 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 def _reading(file: Path, read: Callable[[Path], Any]) -> Any:

@@ -268,7 +268,10 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     with torch.device("cpu"):
         added = _added(name)
         if added is not None:
-            return added.load(), {}
+            try:
+                return added.load(), {}
+            except (ImportError, AttributeError) as error:
+                raise InputError(f"{name} is the entry point {added.value}, which cannot be loaded: {error}") from error
         family, from_name = _parse(name)
         module, function = family.builder.split(":")
         return getattr(import_module(f"resless.models.{module}"), function), from_name
