@@ -371,7 +371,7 @@ def test_a_run_folder_holds_the_story_of_its_blocks(trained: Path) -> None:
     assert records[-1]["train_accuracy"] > 0.9
     assert records[-1]["train_side_accuracy"] > 0.25
 
-    assert list(story) == ["epsilon", "epsilon_start", "stages", "retired", "restarts", "epochs"]
+    assert list(story) == ["epsilon", "epsilon_start", "epsilon_stop", "stages", "retired", "restarts", "epochs"]
     assert (story["epsilon"], story["epsilon_start"], story["stages"]) == (1.0, 0, [2, 2, 2])
     assert story["retired"] == {"1": 1, "4": 1}
     assert story["restarts"] == [{"epoch": 0, "blocks": [1, 4]}]
