@@ -113,6 +113,7 @@ def test_trainings_that_can_be() -> None:
     [
         ({"lr": 0.1, "lr_min": 0.2}, "--lr-min is 0.2, but must be from 0 to the learning rate, 0.1"),
         ({"lr_min": -1.0}, "--lr-min is -1.0"),
+        ({"lr_min": 0.01}, "--lr-min is 0.01, but must be left out with milestones, or given with --schedule cosine"),
         (
             {"epochs": 5, "lr_warmup_epochs": 6},
             "--lr-warmup-epochs is 6, but must be from 0 to the number of epochs, 5",

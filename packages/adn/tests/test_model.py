@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from adn import backbones
 from adn.convert import mandatory
 from adn.extract import extract
 from adn.model import AdaptiveNet, compiled, create, load_plain
 from resless import costs, models, weights
 from resless.errors import InputError
+from resless.models.resnet import ResNet
+from resless.modes import in_eval_mode
 from resless.testing import assert_every_parameter_gets_gradient, shared_data
 from torch import Tensor, nn
 from torchvision.models import get_model
@@ -242,6 +245,30 @@ def test_a_replaced_layer_serves_all_paths_once_they_are_linked_again(make: Make
         norms = [module for module in model.path(skip).modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         assert len(norms) >= 19
         assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
+class WithDropout(ResNet):
+    """A network of one's own that asks for its own mode."""
+
+    def head(self, x: Tensor) -> Tensor:
+        return F.dropout(super().head(x), 0.5, self.training)
+
+
+def test_all_paths_of_an_own_network_are_in_its_mode() -> None:
+    def dropped() -> list[bool]:
+        return [not torch.equal(model(x, skip), model(x, skip)) for skip in model.configurations()]
+
+    plain = models.create("resnet14", in_channels=1)
+    plain.__class__ = WithDropout
+    model, x = AdaptiveNet(plain.eval()), images(channels=1)
+    assert dropped() == [False] * 8
+    assert model.train() is model
+    for module in model.modules():
+        module.training = not isinstance(module, nn.BatchNorm2d)  # which use their statistics
+    assert dropped() == [True] * 8
+    with in_eval_mode(model):
+        assert dropped() == [False] * 8
+    assert dropped() == [True] * 8
 
 
 def test_features_of_the_stages_are_those_that_the_logits_come_from(make: Make) -> None:

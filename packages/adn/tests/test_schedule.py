@@ -164,6 +164,22 @@ def test_one_image_an_epoch_cannot_have_a_share_above_one() -> None:
             assert all(torch.equal(floats(average.module)[name], tensor) for name, tensor in floats(net).items())
 
 
+@pytest.mark.parametrize("warmup_epochs", [0, 3])
+def test_how_much_of_the_start_is_left_in_the_average(warmup_epochs: int) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(net, replace(EMA, lr_warmup_epochs=warmup_epochs), torch.device("cpu"))
+    net.weight.data.fill_(1.0)
+    for epoch in range(4):
+        for step in range(20):  # an update every second one
+            average.after_step(net, epoch, step)
+            if epoch >= warmup_epochs:
+                net.weight.data.zero_()  # from now on nothing but the start is in the average
+    updates = (4 - warmup_epochs) * 10
+    assert average.share_of_start(20, 4) == pytest.approx((1 - 0.05) ** updates)
+    # The first of them copies the network.
+    assert average.module.weight.item() == pytest.approx((1 - 0.05) ** (updates - 1), rel=1e-5)
+
+
 def test_its_state_can_be_saved_and_taken_up() -> None:
     net = create("resnet14", num_classes=4)
     average = MovingAverage(net, EMA, torch.device("cpu"))

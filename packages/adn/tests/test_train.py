@@ -367,6 +367,35 @@ def test_the_next_commands_do_what_they_say(
     assert "next:" not in capsys.readouterr().out
 
 
+def test_a_moving_average_that_hardly_learns_is_announced(
+    training: Training, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    optim = Optim(batch_size=64, epochs=0, model_ema=True)
+
+    def said(**fields: Any) -> list[str]:
+        train(training(tmp_path / str(len(fields)), optim=replace(optim, **fields)))
+        return [line for line in capfd.readouterr().out.splitlines() if "moving average" in line]
+
+    (warning,) = said()
+    assert warning.startswith("warning: 100 % of the moving average of the weights will be what it starts from, for")
+    # As far back as the default on the images of ImageNet, for the 256 images that an epoch has.
+    suggested = 1 - 2e-5 * 1_281_167 / 256
+    assert f"--model-ema-decay {suggested:.3g} --model-ema-steps 1, or leave --model-ema out" in warning
+    assert said(epochs=1, lr=1e-9, model_ema_decay=0.5, model_ema_steps=1) == []
+
+
+@pytest.mark.parametrize("second_norms", [True, False])
+def test_a_network_of_adaptive_depth_is_trained_on(second_norms: bool, training: Training, tmp_path: Path) -> None:
+    first = train(training(tmp_path / "first", second_norms=second_norms))
+    fields = {"pretrained": str(first), "optim": NO_EPOCHS, "second_norms": second_norms}
+    train(training(tmp_path / "second", **fields))
+    before, after = state_of(tmp_path / "first"), state_of(tmp_path / "second")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with pytest.raises(InputError, match=r"does not match the network: it (lacks|has) skip_norms\."):
+        train(training(tmp_path / "third", **{**fields, "second_norms": not second_norms}))
+
+
 @pytest.mark.parametrize("alone", [None, "base"])
 def test_images_are_normalised_as_the_network_to_start_from_expects(
     alone: str | None, training: Training, tmp_path: Path

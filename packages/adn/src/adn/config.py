@@ -53,11 +53,14 @@ class Optim(OptimConfig):
     model_ema_steps: int = 32
     """Steps between two updates of the average."""
     model_ema_decay: float = 0.99998
-    """Share of the old average in an update, for batches of one image and one epoch: scaled to the batch and epochs."""
+    """Share of the old average in an update, for batches of one image and one epoch: scaled to the batch and epochs.
+    The default is made for the 1.3 million images of ImageNet; fewer images need a lower one, which the run tells."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.lr_min <= self.lr, "--lr-min", self.lr_min, f"from 0 to the learning rate, {self.lr:g}")
+        falls = self.lr_min == 0 or self.schedule in COSINE
+        check(falls, "--lr-min", self.lr_min, "left out with milestones, or given with --schedule cosine")
         fits = 0 <= self.lr_warmup_epochs <= max(self.epochs, 0)
         check(fits, "--lr-warmup-epochs", self.lr_warmup_epochs, f"from 0 to the number of epochs, {self.epochs}")
         check(0 < self.lr_warmup_decay <= 1, "--lr-warmup-decay", self.lr_warmup_decay, "above 0 and at most 1")
@@ -114,8 +117,8 @@ class TrainConfig:
     two_passes: bool = False
     """Go backward after each of the two forward passes: less memory, the same step; on one process only."""
     pretrained: str | None = None
-    """Model folder or checkpoint of the plain network to start from; None starts from fresh weights. Images are
-    normalised as a model folder says."""
+    """Model folder or checkpoint to start from, of the plain network, whose norms serve as both sets, or of one of
+    adaptive depth; None starts from fresh weights. Images are normalised as a model folder says."""
     test_only: bool = False
     """Evaluate what --resume names, and train nothing."""
     skip_cfg: tuple[bool, ...] | None = None

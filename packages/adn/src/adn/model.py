@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from adn import backbones, convert
-from adn.original import from_plain, original_keys
+from adn.original import NET, SECOND, from_plain, original_keys
 
 if TYPE_CHECKING:
     from resless.data import Images, Stream
@@ -73,6 +73,13 @@ class AdaptiveNet(nn.Module):
     def configurations(self) -> list[Skip]:
         """All 2^K of them, the super-net first and the base-net last."""
         return list(self._paths)
+
+    def train(self, mode: bool = True) -> AdaptiveNet:
+        """Training or eval mode, of all configurations: each is a module of its own, not registered here."""
+        super().train(mode)
+        for path in self._paths.values():
+            path.train(mode)
+        return self
 
     def relink(self) -> None:
         """Bring all configurations up to date after a layer of `net` was replaced by another (not: its tensors)."""
@@ -236,6 +243,8 @@ def load_original(model: nn.Module, path: str | Path, *, ema: bool = False) -> N
 def load_plain(model: nn.Module, path: str | Path) -> None:
     """Load a plain network's weights, such as torchvision's: the super-net is that network, the second norms as its.
 
+    Weights of a network of adaptive depth are taken as they are, second norms included.
+
     Args:
         model: an AdaptiveNet, which is unchanged after any error.
         path: a torch or safetensors file, or a model folder.
@@ -245,7 +254,8 @@ def load_plain(model: nn.Module, path: str | Path) -> None:
     """
     net = _adaptive(model)
     state = weights.unwrapped(weights.read_checkpoint(path), path)
-    weights.load_state(net, from_plain(net.state_dict(), state), path)
+    adaptive = all(key.startswith((NET, SECOND)) for key in state)
+    weights.load_state(net, state if adaptive else from_plain(net.state_dict(), state), path)
 
 
 def compiled(model: nn.Module, **options: Any) -> Callable[..., Tensor]:

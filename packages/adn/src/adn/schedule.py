@@ -64,8 +64,8 @@ class MovingAverage(AveragedModel):
     def __init__(self, net: nn.Module, config: Optim, device: torch.device) -> None:
         # As the reference: the average reaches equally far back in a run, whatever its batches and epochs.
         share = (1 - config.model_ema_decay) * config.batch_size * config.model_ema_steps / max(1, config.epochs)
-        average = get_ema_multi_avg_fn(1 - min(1.0, share))
-        super().__init__(net, device, multi_avg_fn=average, use_buffers=True)
+        self._decay = 1 - min(1.0, share)
+        super().__init__(net, device, multi_avg_fn=get_ema_multi_avg_fn(self._decay), use_buffers=True)
         self._every, self._warmup_epochs = config.model_ema_steps, config.lr_warmup_epochs
 
     def after_step(self, net: nn.Module, epoch: int, step: int) -> None:
@@ -75,3 +75,8 @@ class MovingAverage(AveragedModel):
         self.update_parameters(net)
         if epoch < self._warmup_epochs:
             self.n_averaged.zero_()  # the next update copies
+
+    def share_of_start(self, steps_per_epoch: int, epochs: int) -> float:
+        """Which part of the average is still, after all epochs, the network as it was at the end of the warm-up."""
+        updates_per_epoch = math.ceil(steps_per_epoch / self._every)  # the first step of each epoch has one
+        return self._decay ** (updates_per_epoch * (epochs - self._warmup_epochs))

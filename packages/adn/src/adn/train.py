@@ -22,12 +22,15 @@ from resless.run import Run
 from torch import Tensor, nn
 
 from adn import method
-from adn.config import TrainConfig
+from adn.config import Optim, TrainConfig
 from adn.evaluate import letters, report
 from adn.extract import extract
 from adn.mix import mixing
 from adn.model import AdaptiveNet, create_for, load_plain
 from adn.schedule import MovingAverage, learning_rate, parameter_groups
+
+IMAGENET_IMAGES = 1_281_167
+MAX_START_IN_AVERAGE = 0.01
 
 
 class Outputs(NamedTuple):
@@ -76,6 +79,8 @@ def train(config: TrainConfig) -> Path:
         mix = mixing(config, data.train.num_classes)
         optimizer = optim.build(parameter_groups(net, config.optim), config.optim)
         average = MovingAverage(net, config.optim, run.accelerator.device) if config.optim.model_ema else None
+        if average is not None:
+            check_average(average, batches.steps_per_epoch, config.optim, run)
         state = {} if average is None else {"average": average}
         paths = TwoPaths(net, config.fpn) if isinstance(net, AdaptiveNet) else net
         model, optimizer = run.prepare(paths, optimizer, state)
@@ -192,6 +197,21 @@ def say_next(run: Run, config: TrainConfig, net: AdaptiveNet, folder: Path) -> N
     flags = " ".join(map(str, net.base_skip))
     run.say(f"next: adn-eval --model {model} --repeats 10 {source_options(config.data)}")
     run.say(f"or: adn-extract --model {model} --skip-cfg {flags} --output {base}")
+
+
+def check_average(average: MovingAverage, steps_per_epoch: int, config: Optim, run: Run) -> None:
+    """Say so where the average, which is what is written in the end, hardly learns: its reach is made for ImageNet."""
+    left = average.share_of_start(steps_per_epoch, config.epochs)
+    if left > MAX_START_IN_AVERAGE:
+        # As far back in a run on these images as the default in one on ImageNet's.
+        images = steps_per_epoch * config.batch_size
+        decay = max(0.0, 1 - (1 - Optim.model_ema_decay) * IMAGENET_IMAGES / images)
+        steps = " --model-ema-steps 1" if steps_per_epoch < config.model_ema_steps else ""
+        run.say(
+            f"warning: {100 * left:.0f} % of the moving average of the weights will be what it starts from, for "
+            f"--model-ema-decay {config.model_ema_decay:g} is made for a million images: take one for these, "
+            f"--model-ema-decay {decay:.3g}{steps}, or leave --model-ema out"
+        )
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:
