@@ -53,6 +53,8 @@ class Options:
     """Part of the dense network's MACs that DeepHoyer keeps."""
     epochs: int | None = None
     """Epochs of every training; None takes those of the recipes for digits."""
+    batch_size: int | None = None
+    """Images in a step of every training; None takes those of the recipes for digits."""
     image_size: int | None = None
     """Side in pixels to which images are resized; None keeps their own size."""
     seed: int = 0
@@ -76,6 +78,8 @@ class Options:
         RunConfig(seed=self.seed)
         epochs = self.epochs
         check(epochs is None or epochs > 0, "--epochs", epochs, "1 or more, or left out for those of the recipes")
+        size = self.batch_size
+        check(size is None or size > 1, "--batch-size", size, "2 or more, or left out for those of the recipes")
         check(self.repeats >= 2, "--repeats", self.repeats, "2 or more")
         check(0 < self.share < 1, "--share", self.share, "above 0 and below 1")
         for name in ("shortcut", "mean", "std"):
@@ -289,6 +293,7 @@ def training(options: Options, epochs: int | None) -> list[str]:
     given = [*images(options), "--pad", str(options.pad), "--flip" if options.flip else "--no-flip"]
     given += ["--seed", str(options.seed)]
     given += [] if epochs is None else ["--epochs", str(epochs)]
+    given += [] if options.batch_size is None else ["--batch-size", str(options.batch_size)]
     given += ["--mixed-precision", options.mixed_precision]
     return [*given, "--channels-last" if options.channels_last else "--no-channels-last"]
 

@@ -214,6 +214,7 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
     [
         ({"epochs": 0}, "--epochs is 0, but must be 1 or more, or left out for those of the recipes"),
         ({"epochs": -1}, "--epochs is -1"),
+        ({"batch_size": 1}, "--batch-size is 1, but must be 2 or more, or left out for those of the recipes"),
         ({"repeats": 1}, "--repeats is 1, but must be 2 or more"),
         ({"image_size": 0}, "--image-size is 0"),
         ({"pad": -1}, "--pad is -1"),
@@ -230,9 +231,11 @@ def test_options_are_refused_before_anything_is_made(given: dict[str, Any], sent
 
 
 def test_every_option_that_is_given_reaches_the_commands(tmp_path: Path) -> None:
-    options = DEMO.Options(data_dir="", image_size=1, epochs=1, pad=0, seed=0, runs=str(tmp_path))
+    options = DEMO.Options(data_dir="", image_size=1, batch_size=2, epochs=1, pad=0, seed=0, runs=str(tmp_path))
     given = " ".join(DEMO.training(options, options.epochs))
-    assert given.startswith("--dataset digits --data-dir  --image-size 1 --pad 0 --no-flip --seed 0 --epochs 1 ")
+    assert given.startswith(
+        "--dataset digits --data-dir  --image-size 1 --pad 0 --no-flip --seed 0 --epochs 1 --batch-size 2 "
+    )
 
 
 def test_a_network_that_is_given_is_compared_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

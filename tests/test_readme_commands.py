@@ -255,7 +255,9 @@ def test_a_wrong_command_would_be_seen(command: str) -> None:
 # --- the demo, whose steps are commands too
 
 
-@pytest.mark.parametrize("options", [{}, {"dataset": "cifar10", "data_dir": "data", "epochs": 2, "flip": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"dataset": "cifar10", "data_dir": "data", "epochs": 2, "batch_size": 32, "flip": True}]
+)
 def test_the_demo_takes_the_steps_that_make_what_it_compares(options: dict[str, object], tmp_path: Path) -> None:
     options = DEMO["Options"](runs=str(tmp_path), **options)
     net = models.create("resnet20")
