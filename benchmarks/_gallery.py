@@ -24,6 +24,8 @@ PICTURES = {
         "blockdrop-cifar-r110": "ResNet-110: the same.",
         "blockdrop-throughput-r32-c10": "ResNet-32: measured speed-up against the blocks that policies keep.",
         "blockdrop-throughput-r110-c10": "ResNet-110: the same.",
+        "blockdrop-throughput-pooled-r32-c10": "ResNet-32 with AVX-512, the policy network on images of half the side.",
+        "blockdrop-throughput-pooled-r110-c10": "ResNet-110: the same.",
         "blockdrop-policies/keep_rates": "How often each block is kept, over all test images and for each class.",
         "blockdrop-policies/blocks_used": "How many blocks images use.",
         "blockdrop-policies/policies": "The most frequent policies, with images that have them.",
