@@ -63,7 +63,7 @@ def pytest(session: nox.Session, *folders: str) -> None:
 def tests(session: nox.Session, package: str) -> None:
     """Test one package with only it and resless installed; `integration`: all of them, and the tests across them."""
     if package == "integration":
-        install(session, PAPERS, *PYTEST)
+        install(session, PAPERS, *PYTEST, *ONNX)
         pytest(session, "tests")
     else:
         paper = [package] if package in PAPERS else []

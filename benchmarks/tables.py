@@ -34,6 +34,7 @@ from resless import report
 ROOT = HERE.parent
 READMES = (
     ROOT / "README.md",
+    ROOT / "shared" / "README.md",
     *(ROOT / "packages" / paper / "README.md" for paper in ("deephoyer", "blockdrop", "epsilon_resnet", "adn")),
 )
 

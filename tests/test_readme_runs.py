@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import resless.cli
 import torch
+from PIL import Image
 from resless import costs, latency, models, weights
 from resless.testing import assert_every_parameter_gets_gradient, few_images, run, script, succeeded
 from torch import nn
@@ -116,6 +117,43 @@ def run_python(block: str) -> dict[str, Any]:
         names["images"] = torch.randn(4, *map(int, shape.groups()))
     exec(block, names)
     return names
+
+
+def photos(folder: Path) -> None:
+    """An image tree of three kinds of noise, in several sizes."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 8)):
+        for kind in range(3):
+            place = folder / split / f"kind{kind}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(80 * kind, 80 * kind + 90, (32 + number % 3, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def test_own_images_end_in_a_smaller_and_faster_network(folder: Path) -> None:
+    """All lines of the block that begins with a dense training, in an epoch each."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    photos(folder / "data" / "flowers")
+    (block,) = (block for block in blocks("README.md", "sh") if "flowers-fast" in block)
+    for module in HEAVY:
+        import_module(module)
+    with timed_briefly():
+        for line in block.splitlines():
+            command, *words = shlex.split(line)
+            words = [*map(os.path.expanduser, words), *(["--epochs", "1"] if "--run-dir" in words else [])]
+            (entry,) = entry_points(group="console_scripts", name=command)
+            said = succeeded(entry.load(), *words, cwd=folder)
+    dense, small = (
+        weights.read_config(name)["costs"]["macs_per_image"] for name in ("runs/flowers/model", "flowers-small")
+    )
+    assert 0.45 * dense < small <= 0.51 * dense
+    assert all(name in said for name in ("dense", "small", "fast"))
+    session, images = onnxruntime.InferenceSession("flowers-fast.onnx"), torch.randn(2, 3, 32, 32)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.inference_mode():
+        expected = weights.from_pretrained("flowers-small")(images)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("readme", READMES)

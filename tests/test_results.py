@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_whatever_is_not_as_the_results_say_is_named_and_nothing_else(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
-    for page in [*ROOT.glob("README.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("docs/*.md")]:
+    for page in [
+        *ROOT.glob("README.md"),
+        *ROOT.glob("shared/README.md"),
+        *ROOT.glob("packages/*/README.md"),
+        *ROOT.glob("docs/*.md"),
+    ]:
         copy = tmp_path / page.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, copy)
