@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resless.cli
 import torch
 from adn import cli
 from adn.config import ExtractConfig
@@ -89,7 +91,13 @@ def test_sizes_and_times_are_printed(trained: Path, tmp_path: Path, capsys: pyte
     assert "batch 1 " in printed
     assert "batch 3 " in printed
     main(extraction(trained, tmp_path / "untimed"))
-    assert "latency" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "latency" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("next: ")]
+    _, script, *given = shlex.split(line)
+    assert script == "resless-fold"
+    succeeded(resless.cli.fold, *given, "--repeats", "0", cwd=tmp_path)
+    assert any(path.name.endswith("-fast") for path in tmp_path.iterdir())
 
 
 def test_a_folder_that_exists_is_refused_before_anything_else(trained: Path, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from resless import costs, latency, onnx, weights
-from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.calibrate import batch_norms, calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.errors import InputError
 from resless.report import table
@@ -60,6 +61,8 @@ def main(config: ExtractConfig) -> nn.Module:
     _print_sizes({"nothing skipped": full, name: small}, {"nothing skipped": net, name: small}, output, example)
     if config.repeats:
         latency.show({"nothing skipped": full, name: small}, shape, (1, config.batch_size), config.repeats)
+    if batch_norms(small):
+        print(f"next: resless-fold --model {quote(config.output)} --output {quote(f'{output}-fast')} --channels-last")
     return small
 
 
