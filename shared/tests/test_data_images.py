@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import sys
 
 import numpy as np
@@ -26,6 +27,10 @@ def write_parquet(folder, arrays, labels, split="train"):
         encoded.append(content.getvalue())
     table = pyarrow.table({"image": pyarrow.array(encoded, pyarrow.binary()), "label": pyarrow.array(labels)})
     parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+def _killed(start: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def random_arrays(n, size=6, seed=0):
@@ -141,6 +146,28 @@ class TestLoad:
         data = load(str(tmp_path / "a" / "set"), cache_dir=cache)
         assert torch.equal(data.images, torch.from_numpy(changed).permute(0, 3, 1, 2))
         assert len(list(cache.rglob("images.npy"))) == 2
+
+    def test_pictures_that_parquet_rows_name_are_read_again_when_they_change(self, tmp_path):
+        first, second = random_arrays(1), random_arrays(1, seed=1)
+        picture = tmp_path / "picture.png"
+        rows = pyarrow.array(
+            [{"bytes": None, "path": str(picture)}],
+            pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+        )
+        parquet.write_table(pyarrow.table({"image": rows, "label": [0]}), tmp_path / "train-0.parquet")
+        for arrays in (first, second):
+            Image.fromarray(arrays[0]).save(picture)
+            found = load(str(tmp_path), cache_dir=tmp_path / "cache")
+            assert torch.equal(found.images, torch.from_numpy(arrays).permute(0, 3, 1, 2))
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_worker_that_is_killed_is_no_fault_of_the_cache(self, tmp_path, monkeypatch):
+        write_parquet(tmp_path, random_arrays(4), [0, 1, 0, 1])
+        monkeypatch.setattr(images, "_FEW", 0)
+        monkeypatch.setattr(images, "_num_cpus", lambda: 2)
+        monkeypatch.setattr(images, "_decode_in_worker", _killed)
+        with pytest.raises(InputError, match=r"a process that decodes images ended .* --stream"):
+            load(str(tmp_path), cache_dir=tmp_path / "cache")
 
     def test_cache_lies_where_the_environment_says(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "here"))

@@ -216,6 +216,15 @@ class TestParquet:
         with pytest.raises(InputError, match=f"row 1 of .* cannot be decoded: {path} cannot be read: it is missing"):
             samples.image(1)
 
+    def test_one_picture_in_colour_makes_a_data_set_coloured(self, tmp_path):
+        images = [*pictures(3, channels=1), *pictures(1)]
+        for order in ([0, 1, 2, 3], [3, 0, 1, 2]):
+            write_parquet(tmp_path / "train-0.parquet", [images[index] for index in order], [0, 1, 2, 3])
+            samples = open_samples(str(tmp_path))
+            assert samples.channels == 3
+            assert np.array_equal(samples.image(order.index(3)), images[3])
+            assert np.array_equal(samples.image(order.index(0)), np.repeat(images[0], 3, axis=0))
+
     def test_the_channels_of_a_damaged_image_are_refused_in_a_sentence(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", [b"no image"], [0])
         with pytest.raises(InputError, match=f"row 0 of {tmp_path / 'train-0.parquet'} cannot be decoded: "):
@@ -538,3 +547,24 @@ def test_hub_data_set_is_read_from_its_arrow_files(tmp_path, monkeypatch):
     assert all(file.is_file() for file in samples.files)
     open_samples("imagenet", "test", image_column="img")
     assert asked[-1] == ("ILSVRC/imagenet-1k", None, "validation")
+    assert not samples.names_other_files
+
+
+@pytest.mark.parametrize("there", [("train", "valid"), ("train", "validation", "valid"), ("train",)])
+def test_what_the_hub_calls_validation_is_the_test_split_where_there_is_no_other(there, tmp_path, monkeypatch):
+    write_parquet(tmp_path / "x.parquet", pictures(3), [0, 1, 1])
+
+    def load_dataset(*_, split):
+        if split not in there:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(there)}.')
+        return datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "hf"))
+
+    monkeypatch.setattr(sources, "_check_hub", lambda hub_id: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    if there == ("train",):
+        with pytest.raises(InputError, match=r"cannot load the split 'test' of some/pets .* Should be one of \['train"):
+            open_samples("some/pets", "test")
+    else:
+        assert open_samples("some/pets", "test").where(0) == f"row 0 of some/pets ({there[1]})"
+    with pytest.raises(InputError, match="cannot load the split 'extra' of some/pets"):
+        open_samples("some/pets", "extra")

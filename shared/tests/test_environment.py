@@ -32,6 +32,12 @@ def test_the_commit_is_that_of_the_checkout_and_a_change_shows(checkout: Path) -
     assert environment(checkout)["commit"] == f"{head}+"
 
 
+def test_a_file_that_the_checkout_does_not_track_has_none(checkout: Path) -> None:
+    (checkout / "installed.py").write_text("here by chance")
+    assert environment(checkout / "file")["commit"] == git(checkout, "rev-parse", "HEAD")
+    assert environment(checkout / "installed.py")["commit"] is None
+
+
 def test_what_the_variable_says_goes_before_the_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESLESS_COMMIT", "of the copy")
     assert environment(checkout)["commit"] == "of the copy"

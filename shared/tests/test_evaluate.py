@@ -374,6 +374,10 @@ def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path):
         (["--model", "lenet", "--mean", "0.5"], "--std is None, but must be given together with --mean"),
         (["--model", "lenet", "--mean", "0.5", "0.5", "--std", "1", "1"], "one number for each of 1 channels"),
         (
+            ["--model", "lenet", "--shortcut", "conv", "--dropout", "0.1"],
+            "--model is 'lenet', but must be given without",
+        ),
+        (
             ["--model", "lenet", "--output", "no/where.json"],
             "--output is 'no/where.json', but must be a file in a folder",
         ),

@@ -274,6 +274,43 @@ def test_images_without_a_size_get_that_of_a_trained_network_unless_asked(pets, 
     assert data.preprocessing == {"image_size": side, "mean": [0.1] * 3, "std": [1.0] * 3}
 
 
+def test_a_named_data_set_is_not_evaluated_at_another_size_than_the_network_was_trained_at():
+    trained_at = {"image_size": 16, "mean": [0.3], "std": [0.4]}
+    data = Pipeline(SourceConfig(), 0, Shards(), trained_at)
+    with pytest.raises(InputError) as refused:
+        data.evaluation(data.test)
+    assert str(refused.value) == (
+        "the size of the images of digits is '8 x 8', but must be 16 x 16, as the network was trained at: give its "
+        "--dataset, or an --image-size to resize to"
+    )
+    data = Pipeline(SourceConfig(image_size=16), 0, Shards(), trained_at)
+    images, _ = next(iter(data.evaluation(data.test)))
+    assert images.shape[1:] == (1, 16, 16)
+
+
+def test_images_that_are_not_square_keep_their_size_and_both_sides_are_recorded(pets, tmp_path):
+    for file in tmp_path.glob("pets/*/*/*.png"):
+        Image.open(file).resize((7, 5)).save(file)
+    data = pipeline(dataset=pets)
+    assert data.preprocessing["image_size"] == [5, 7]
+    for kind, fits in (("lenet_300_100", False), ("resnet8", True)):
+        options = {"image_size": 5} if kind == "lenet_300_100" else {}
+        net = models.create(kind, num_classes=2, in_channels=3, **options)
+        if fits:
+            check_fit(net, data.train)
+        else:
+            with pytest.raises(InputError, match="the images are 3 x 5 x 7 in 2 classes, but lenet_300_100 was train"):
+                check_fit(net, data.train)
+    later = Pipeline(SourceConfig(pets), 0, Shards(), data.preprocessing)
+    images, _ = next(iter(later.evaluation(later.test)))
+    assert images.shape[1:] == (3, 5, 7)
+    other = Pipeline(SourceConfig(pets), 0, Shards(), {**data.preprocessing, "image_size": [5, 6]})
+    with pytest.raises(InputError, match=r"of .*pets is '5 x 7', but must be 5 x 6, as the network was trained at"):
+        other.evaluation(other.test)
+    with pytest.raises(InputError, match="image_size is -1"):
+        Pipeline(SourceConfig(pets), 0, Shards(), {"image_size": [5, -1]})
+
+
 @pytest.mark.parametrize("given", [None, {}, {"image_size": 8}, {"mean": [0.1]}])
 def test_preprocessing_without_statistics_leaves_the_data_sets(given):
     data = Pipeline(DataConfig(), 0, Shards(), given)
@@ -283,7 +320,8 @@ def test_preprocessing_without_statistics_leaves_the_data_sets(given):
 def test_preprocessing_for_other_channels_is_refused():
     data = Pipeline(DataConfig(), 0, Shards(), {"mean": [0.1] * 3, "std": [0.2] * 3})
     with pytest.raises(
-        InputError, match=r"mean is \(0\.1, 0\.1, 0\.1\), but must be one number for each of 1 channels"
+        InputError,
+        match=r"mean is \(0\.1, 0\.1, 0\.1\), but must be one number for each of 1 channels, as these images have",
     ):
         data.training(64)
 

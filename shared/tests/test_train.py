@@ -172,7 +172,7 @@ def test_a_smaller_network_is_trained_on_with_the_statistics_of_its_folder(tmp_p
     with pytest.raises(InputError, match=r"--model is resnet14, but .*given holds a resnet8"):
         train(replace(other, run=RunConfig(run_dir=str(tmp_path / "other"))))
     given = replace(config, network=NetworkOptions(shortcut="conv"))
-    with pytest.raises(InputError, match="given without shortcut: its folder says what it is"):
+    with pytest.raises(InputError, match="given without --shortcut: its folder says what it is"):
         train(replace(given, run=RunConfig(run_dir=str(tmp_path / "other"))))
 
 

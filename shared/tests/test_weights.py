@@ -138,6 +138,31 @@ def test_existing_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_kill_left_between_two_moves_is_named_and_the_next_write_takes_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, old = tmp_path / "model", small_lenet()
+    weights.save_pretrained(old, folder)
+    (tmp_path / ".model-elsewhere").mkdir()
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == folder:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            weights.save_pretrained(trained_resnet(), folder, overwrite=True)
+    (left,) = tmp_path.glob(".model-*-replaced")
+    with pytest.raises(InputError, match=f"; what a killed command was replacing there is in {left}$"):
+        weights.from_pretrained(folder)
+    assert weights.from_pretrained(left).state_dict().keys() == old.state_dict().keys()
+    weights.save_pretrained(trained_resnet(), folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", ".model-elsewhere"}
+
+
 def test_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="not a model folder, for it holds other files"):

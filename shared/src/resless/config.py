@@ -235,6 +235,11 @@ class NetworkOptions:
         """Those that are not left to the network, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
+    def check_left_out(self, option: str, folder: str) -> None:
+        """Raise InputError where any is given beside `option`, a model folder, which says what its network is."""
+        given = ", ".join(f"--{name}" for name in self.given())
+        check(not given, option, folder, f"given without {given}: its folder says what it is")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

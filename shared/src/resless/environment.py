@@ -21,12 +21,12 @@ def environment(source: Path | None = None, device: str = "cuda") -> dict[str, A
     """Facts that belong beside every measured number, as JSON values.
 
     Args:
-        source: a folder of the git checkout whose commit is meant; None takes that of this module, if it is in one.
+        source: a folder of the git checkout whose commit is meant; None takes that of this module, if one tracks it.
             $RESLESS_COMMIT goes before it: where a cluster gets a copy of the code, that may come without its history.
         device: type of the device that computed; `cuda` means the GPU if there is one, else the processor.
     """
     return {
-        "commit": _commit(source or Path(__file__).parent),
+        "commit": _commit(source or Path(__file__)),
         "versions": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
@@ -49,12 +49,17 @@ def device_name(device: str = "cuda") -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit(folder: Path) -> str | None:
-    """$RESLESS_COMMIT; else that of the checkout that holds `folder`, with "+" if files differ from it; else None."""
+def _commit(source: Path) -> str | None:
+    """$RESLESS_COMMIT; else that of the checkout that holds `source`, with "+" if files differ from it; else None.
+
+    A file must be tracked: a virtual environment can lie in anybody's checkout.
+    """
     if given := os.environ.get("RESLESS_COMMIT"):
         return given
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(source if source.is_dir() else source.parent)]
     try:
+        if source.is_file():
+            subprocess.run([*git, "ls-files", "--error-unmatch", source.name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -205,6 +205,7 @@ def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
     from resless.data.pipeline import check_fit
 
     if config.weights is None:
+        config.network.check_left_out("--model", config.model)
         model = weights.from_pretrained(config.model)
         check_fit(model, images)
     else:

@@ -15,7 +15,6 @@ from resless import models, optim, weights
 from resless.config import TrainConfig
 from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, check_fit
-from resless.errors import check
 from resless.evaluate import Evaluation, evaluate
 from resless.report import table
 from resless.run import Run
@@ -63,8 +62,7 @@ def _network(config: TrainConfig, images: Images | Stream) -> nn.Module:
             weights.load(model, config.pretrained)
         return model
     weights.check_holds(config.model, config.pretrained)
-    given = config.network.given()
-    check(not given, "--pretrained", config.pretrained, f"given without {', '.join(given)}: its folder says what it is")
+    config.network.check_left_out("--pretrained", config.pretrained)
     model = weights.from_pretrained(config.pretrained)
     check_fit(model, images)
     return model

@@ -8,6 +8,7 @@ tensors.
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import shutil
@@ -33,6 +34,7 @@ TENSORS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 SHA256_FIELD = "tensors_sha256"
 MAX_CONFIG_BYTES = 16 * 2**20
+_REPLACED = "-replaced"
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Under which training scripts put the state dict in their checkpoints."""
@@ -174,7 +176,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / CONFIG_NAME
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: a model folder with {CONFIG_NAME} and {TENSORS_NAME} is needed")
+        before = [path for path in _leftovers(folder) if path.name.endswith(_REPLACED)]
+        hint = f"; what a killed command was replacing there is in {before[0]}" if before else ""
+        raise InputError(
+            f"{folder} is not a folder: a model folder with {CONFIG_NAME} and {TENSORS_NAME} is needed{hint}"
+        )
     if (folder / "model" / CONFIG_NAME).is_file():
         raise InputError(f"{folder} is a run folder: give the model folder in it, {folder / 'model'}")
     if not path.is_file():
@@ -442,24 +448,35 @@ def check_target(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} is a file, but a model folder is to be written there: choose another place")
     content = {path.name for path in folder.iterdir()}
     if content and not overwrite:
-        raise InputError(f"{folder} exists and is not empty: choose another folder, or overwrite it explicitly")
+        raise InputError(f"{folder} exists and is not empty: choose another folder, or replace it with --overwrite")
     if content and not content <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME}:
         raise InputError(f"{folder} is not a model folder, for it holds other files: it is not overwritten")
 
 
 def _replace_folder(staging: Path, folder: Path) -> None:
-    """Move a finished folder to its place; what was there is put back if that fails."""
-    if not folder.exists():
+    """Move a finished folder to its place; what was there is put back if that fails.
+
+    A kill between the two moves leaves both beside their place, where `read_config` finds them, and the next write
+    takes away what a kill left.
+    """
+    if folder.exists():
+        replaced = staging.with_name(staging.name + _REPLACED)
+        folder.rename(replaced)
+        try:
+            staging.rename(folder)
+        except OSError:
+            replaced.rename(folder)
+            raise
+    else:
         staging.rename(folder)
-        return
-    replaced = staging.with_name(staging.name + "-replaced")
-    folder.rename(replaced)
-    try:
-        staging.rename(folder)
-    except OSError:
-        replaced.rename(folder)
-        raise
-    shutil.rmtree(replaced)
+    for left in _leftovers(folder):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What writes of a model folder left beside it, finished or not."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}-[0-9a-f]{{32}}({_REPLACED})?")
+    return [path for path in folder.parent.glob(f".{glob.escape(folder.name)}-*") if pattern.fullmatch(path.name)]
 
 
 def _costs(model: nn.Module, example: Tensor | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from resless.errors import InputError
 
-FORMAT = 1  # part of every key: a change of the layout or of the decoding makes new entries
+FORMAT = 2  # part of every key: a change of the layout or of the decoding makes new entries
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def load(
     Arguments up to `label_column` are those of `resless.data.open_samples`. `image_size` resizes every image to that
     height and width in pixels (bilinear, antialiased); without it all images must have the same size. `cache_dir` is
     the folder of the cache (default $RESLESS_CACHE, else ~/.cache/resless); its entries are keyed by the content of the
-    source files, so a changed file is decoded anew.
+    source files, so a changed file is decoded anew. Rows of parquet files that name images in other files are decoded
+    at each call, for those may change.
 
     Raises InputError if the data are missing, or for a damaged image, a wrong column, a label out of range or images of
     several sizes, naming file and row.
@@ -72,7 +74,7 @@ def load(
     check(image_size is None or image_size > 0, "image_size", image_size, "at least 1 pixel")
     samples = open_samples(name, split, data_dir, image_column=image_column, label_column=label_column)
     check(len(samples) > 0, f"the number of images in split {split!r} of {name}", 0, "at least 1")
-    if not samples.files:  # package data
+    if not samples.files or samples.names_other_files:  # package data; what no key could be made of
         content = _decode(samples, image_size)
         return _as_images(np.concatenate(list(content.chunks)), content.labels, content.class_names)
     entry = cache.directory(cache_dir) / f"{Path(name).resolve().name}-{split}-{_key(samples, image_size)}"
@@ -190,11 +192,17 @@ def _decode(samples: Samples, image_size: int | None) -> cache.Content:
 def _map_in_processes(decode_chunk: _ChunkDecoder, starts: range) -> Iterator[np.ndarray]:
     """Processes, because PIL's WebP decoder holds the interpreter lock; forked where that is safe, to start at once."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(_num_cpus(), context, initializer=_start_worker, initargs=(decode_chunk,)) as pool:
-        try:
-            yield from pool.map(_decode_in_worker, starts)
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a broken image, do not decode the rest
+    try:
+        with ProcessPoolExecutor(_num_cpus(), context, initializer=_start_worker, initargs=(decode_chunk,)) as pool:
+            try:
+                yield from pool.map(_decode_in_worker, starts)
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a broken image, do not decode the rest
+    except (BrokenProcessPool, OSError) as error:  # killed, or not even started
+        raise InputError(
+            f"a process that decodes images ended ({error}): there may be too little memory for {_num_cpus()} of them; "
+            "free some, or decode while training, with --stream"
+        ) from error
 
 
 _worker_decoder: _ChunkDecoder  # set in worker processes only

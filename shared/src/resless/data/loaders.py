@@ -252,7 +252,7 @@ def statistics(shape: tuple[int, ...], mean: Mean, std: Sequence[float], device:
     `shape` is that of an image, (C, H, W), or (C,) where only a mean of each channel will do. Raises InputError where
     mean or standard deviation are of another shape.
     """
-    channels, wanted = shape[0], f"one number for each of {shape[0]} channels"
+    channels, wanted = shape[0], f"one number for each of {shape[0]} channels, as these images have"
     means, deviations = _numbers("mean", mean, wanted), _numbers("std", std, wanted)
     if means.dim() > 1:
         of_pixels = f"{list(shape)}, that of the images" if len(shape) > 1 else f"{wanted} where images are streamed"

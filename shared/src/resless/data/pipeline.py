@@ -49,11 +49,13 @@ class Pipeline:
         seed: of the split, the order and the augmentation.
         shards: this process's share.
         preprocessing: what a trained network expects, as its model folder has it: `mean` and `std` to normalise with,
-            and the `image_size` to resize to where neither the configuration nor the data set has a size.
+            and the `image_size` that it was trained at, [height, width] where these differ. Where the configuration
+            says no size, images of a folder or hub id are resized to that side; those of a named data set, whose size
+            is known, must have it where they are only evaluated.
 
     Raises:
         InputError: `--normalize pixel` for a network that has its own statistics; the data set cannot be found or read,
-            here, or where images are first asked for.
+            here, or where images are first asked for, or then has images of another size or number of channels.
     """
 
     def __init__(
@@ -61,10 +63,10 @@ class Pipeline:
     ) -> None:
         self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
         self._given = preprocessing or {}
-        if config.image_size is None and catalog.get(config.dataset).size is None:
-            size = self._given.get("image_size")
-            size = None if size is None else checks.whole_number("image_size", size, 1, checks.MAX_IMAGE_SIZE)
-            self._config = replace(self._config, image_size=size)
+        self._trained_at = _checked_size(self._given.get("image_size"))
+        if self._trained_at is not None and config.image_size is None and catalog.get(config.dataset).size is None:
+            height, width = self._trained_at
+            self._config = replace(self._config, image_size=height if height == width else None)
         self._normalised = self._given.keys() >= {"mean", "std"}
         free = not self._normalised or self._config.normalize == "channel"
         check(free, "--normalize", self._config.normalize, "left out: the network comes with its own mean and std")
@@ -123,8 +125,12 @@ class Pipeline:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What a network trained here expects, for its model folder: side `image_size`, and the `statistics`."""
-        return {"image_size": self.train.image_shape[-1], **self.statistics}
+        """What a network trained here expects, for its model folder: `image_size`, and the `statistics`.
+
+        The size is the side in pixels, [height, width] where these differ.
+        """
+        _, height, width = self.train.image_shape
+        return {"image_size": width if height == width else [height, width], **self.statistics}
 
     @property
     def example(self) -> torch.Tensor:
@@ -160,7 +166,13 @@ class Pipeline:
         batch_size: int | None = None,
         indices: torch.Tensor | None = None,
     ) -> EvalBatches | StreamEvalBatches:
-        """Images in order, not augmented."""
+        """Images in order, not augmented.
+
+        Raises:
+            InputError: in a command that trains nothing, images of another size than the network was trained at.
+        """
+        if "train" not in self.__dict__:  # what trains further may do so on images of another size
+            self._check_size(images)
         shared = {"indices": indices, **self.statistics, **self._shards}
         if isinstance(images, Images):
             return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
@@ -179,6 +191,22 @@ class Pipeline:
         samples = open_samples(config.dataset, split, config.data_dir, stream=True, **columns)
         return Stream(samples, config.image_size or catalog.get(config.dataset).size or IMAGENET_SIZE)
 
+    def _check_size(self, images: Images | Stream) -> None:
+        """Refuse images of another size than the network was trained at, unless this one was asked for."""
+        if self._trained_at is not None and self._config.image_size is None:
+            sides = list(images.image_shape[1:])
+            found, trained_at = (" x ".join(map(str, size)) for size in (sides, self._trained_at))
+            wanted = f"{trained_at}, as the network was trained at: give its --dataset, or an --image-size to resize to"
+            check(sides == self._trained_at, f"the size of the images of {self._config.dataset}", found, wanted)
+
+
+def _checked_size(size: Any) -> list[int] | None:
+    """[height, width] from the `image_size` of a model folder, these or a side in pixels; None where it has none."""
+    if size is None:
+        return None
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size, size]
+    return [checks.whole_number("image_size", side, 1, checks.MAX_IMAGE_SIZE) for side in sides]
+
 
 def _grey_or_colour(images: Stream, values: tuple[float, ...]) -> tuple[float, ...]:
     """ImageNet's statistics, for one channel their mean."""
@@ -189,10 +217,11 @@ def check_fit(model: nn.Module, images: Images | Stream) -> None:
     """Raise InputError unless a network takes images of this size, and knows as many classes."""
     spec = spec_of(model)
     channels, height, width = images.image_shape
-    size = spec.options.get("image_size", height)
+    size = spec.options.get("image_size")
     found = f"{channels} x {height} x {width} in {images.num_classes} classes"
     # A network that pools at its end takes images of any size.
-    sides = f"{size} x {size}" if "image_size" in spec.options else "any size"
+    sides = "any size" if size is None else f"{size} x {size}"
     wanted = f"{spec.in_channels} x {sides} in {spec.num_classes} classes"
-    if (channels, height, images.num_classes) != (spec.in_channels, size, spec.num_classes):
+    fits = size is None or height == width == size
+    if not fits or (channels, images.num_classes) != (spec.in_channels, spec.num_classes):
         raise InputError(f"the images are {found}, but {spec.name} was trained on {wanted}: give its --dataset")

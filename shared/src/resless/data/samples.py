@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = {b"RI": "WEBP", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}  # by the first two bytes
+_LOOKED_AT = 64  # images that tell whether a data set has colours
 _MAX_CLASSES = 65_536  # of a network: a damaged label is not to make names for billions
 
 
@@ -58,12 +59,21 @@ class Samples(ABC):
 
     @cached_property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB): the catalogue's, else that of the first image."""
+        """1 (grey) or 3 (RGB): the catalogue's; else 3 if any of 64 images, spread over all, is stored in colour."""
         if self.dataset.channels is not None:
             return self.dataset.channels
-        with self._decoding(0):
-            mode = self._open(0).mode
-            return 1 if mode in ("1", "L", "LA") or mode.startswith("I") else 3
+        looked_at = np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int).tolist()
+        return 1 if all(map(self._is_grey, looked_at)) else 3
+
+    def _is_grey(self, index: int) -> bool:
+        with self._decoding(index):
+            mode = self._open(index).mode
+            return mode in ("1", "L", "LA") or mode.startswith("I")
+
+    @property
+    def names_other_files(self) -> bool:
+        """Whether images may lie in files that are not among `files`: these alone do not tell when one changes."""
+        return False
 
     def image(self, index: int, size: int | None = None) -> np.ndarray:
         """Image `index` as uint8 [C, H, W], resized (bilinear, antialiased) to `size` x `size` pixels if given.
@@ -190,6 +200,13 @@ class TableSamples(Samples):
             return compute.struct_field(column, "bytes"), compute.struct_field(column, "path")
         return column, None
 
+    @property
+    def names_other_files(self) -> bool:
+        import pyarrow
+
+        is_struct = pyarrow.types.is_struct(self._table.schema.field(self.columns[0]).type)
+        return is_struct and self._table.lacks(self.columns[0], "bytes")
+
     def _open(self, index: int) -> Image.Image:
         contents, paths = self._encoded
         content = contents[index].as_py()
@@ -215,6 +232,10 @@ class Table(ABC):
     def column(self, name: str) -> pyarrow.ChunkedArray:
         """All rows of one column."""
 
+    @abstractmethod
+    def lacks(self, name: str, part: str) -> bool:
+        """Whether some rows may have nothing in this part of a column of structs."""
+
 
 class ParquetTable(Table):
     """Parquet files laid end to end, read into memory."""
@@ -226,6 +247,10 @@ class ParquetTable(Table):
         self.schema = _reading(files[0], lambda _: opened[0].schema_arrow)
         self.files = tuple(files)
         self.rows = FileRows(files, [one.metadata.num_rows for one in opened])
+        self._lacking = {leaf for one in opened for leaf in _lacking(one.metadata)}
+
+    def lacks(self, name: str, part: str) -> bool:
+        return f"{name}.{part}" in self._lacking
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         import pyarrow
@@ -241,6 +266,15 @@ class ParquetTable(Table):
         return pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
+def _lacking(metadata: pyarrow.parquet.FileMetaData) -> Iterator[str]:
+    """The parts of columns of which a file's statistics do not say that each row has something there."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for part in map(group.column, range(group.num_columns)):
+            known = part.is_stats_set and part.statistics.has_null_count
+            if not known or part.statistics.null_count:
+                yield part.path_in_schema
+
+
 class MappedTable(Table):
     """A data set of the `datasets` library, mapped from its Arrow files."""
 
@@ -252,6 +286,11 @@ class MappedTable(Table):
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         return self._dataset.data.table[name]
+
+    def lacks(self, name: str, part: str) -> bool:
+        from pyarrow import compute
+
+        return bool(compute.struct_field(self.column(name), part).null_count)
 
 
 class FileRows:

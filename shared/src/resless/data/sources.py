@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def _local_folder(dataset: Dataset, data_dir: str | os.PathLike[str] | None) -> 
 def _split_names(dataset: Dataset, split: str) -> tuple[str, ...]:
     """The names that the files of a split may have, the most likely first."""
     if split != "test":
-        return (split,)
+        return (dataset.train_split if split == "train" else split,)
     return tuple(dict.fromkeys((dataset.test_split, *_TEST_NAMES[_TEST_NAMES.index(dataset.test_split) :])))
 
 
@@ -148,14 +149,18 @@ def _open_hub(dataset: Dataset, split: str, image_column: str | None, label_colu
 
     hub_id = str(dataset.hub_id)
     _check_hub(hub_id)
-    own_names = {"train": dataset.train_split, "test": dataset.test_split}
-    hub_split = "+".join(own_names.get(part, part) for part in split.split("+"))
-    try:
-        found = datasets.load_dataset(hub_id, dataset.config, split=hub_split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(
-            f"cannot load the split {hub_split!r} of {hub_id} from the hub: {_one_line(error)}; {_ADVICE}"
-        ) from error
+    parts = [_split_names(dataset, part) for part in split.split("+")]
+    candidates = ["+".join(names) for names in itertools.product(*parts)]
+    for hub_split in candidates:
+        try:
+            found = datasets.load_dataset(hub_id, dataset.config, split=hub_split)
+            break
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            if "Unknown split" in str(error) and hub_split != candidates[-1]:
+                continue
+            raise InputError(
+                f"cannot load the split {candidates[0]!r} of {hub_id} from the hub: {_one_line(error)}; {_ADVICE}"
+            ) from error
     rows = FileRows([f"{hub_id} ({hub_split})"], [len(found)])
     return TableSamples(dataset, MappedTable(found, rows), image_column, label_column)
 
