@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,27 @@ def next_command(said: str) -> list[str]:
 )
 def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     assert sentence in refused(cli.train, *given, "--tied", "--strength", "1", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "given", "value"),
+    [
+        (cli.train, ("--model", "resnet8", "--pretrained", "folder", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.prune, ("--model", "folder", "--shortcut", "avgpool"), "--shortcut is 'avgpool'"),
+        (cli.prune, ("--model", "folder", "--shortcut", "avgpool", "--dry-run"), "--shortcut is 'avgpool'"),
+        (cli.evaluate, ("--model", "folder", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--num-classes", "10"), "--num-classes is 10"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--image-size", "8"), "--image-size is 8"),
+    ],
+)
+def test_what_a_model_folder_says_of_its_network_is_not_said_otherwise(
+    entry: Callable[[], None], given: tuple[str, ...], value: str, tmp_path: Path
+) -> None:
+    example = torch.ones(1, 1, 8, 8)
+    weights.save_pretrained(models.create("resnet8", in_channels=1), tmp_path / "folder", example=example)
+    allowed = "left out, since the model folder folder says what its network is"
+    assert refused(entry, *given, cwd=tmp_path) == f"error: {value}, but must be {allowed}"
 
 
 def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path: Path) -> None:

@@ -196,10 +196,10 @@ class CompactConfig:
     """Model folder to write."""
     pretrained: str | None = None
     """Checkpoint file (or model folder) of the network that --model names."""
-    num_classes: int = 10
-    """Number of logits of the network in a checkpoint file."""
+    num_classes: int | None = None
+    """Number of logits of the network in a checkpoint file; None means 10."""
     image_size: int | None = None
-    """Side of its images in pixels."""
+    """Side in pixels of the images of a network whose model folder does not tell it, or that has none."""
     round_to: int = 1
     """Keep so many zeros that the widths of layers are multiples of this: 8 and 16 suit processors."""
     export: Literal["onnx"] | None = None
@@ -213,7 +213,7 @@ class CompactConfig:
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
 
     def __post_init__(self) -> None:
-        check(self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
+        check(self.num_classes is None or self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
         check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
