@@ -77,6 +77,15 @@ def test_unknown_regularisers_are_refused() -> None:
         parsed("--decay", "-1")
 
 
+@pytest.mark.parametrize("given", [("--reg", "none", "--strength", "5"), ("--reg=0", "--decay=5")])
+def test_a_strength_of_no_regulariser_is_refused(given: tuple[str, ...], tmp_path: Path) -> None:
+    sentence = "error: --strength is 5.0, but must be 0 or left out with --reg none, which has no regulariser"
+    assert refused(cli.train, *given, cwd=tmp_path) == sentence
+    with pytest.raises(InputError, match=r"--sweep is \(1.0, 2.0\), but must be left out with --reg none"):
+        parsed("--reg", "none", "--sweep", "1", "2", "--holdout", "0.1")
+    assert parsed("--recipe", "smoke", "--reg", "none").strength > 0, "a recipe's is switched off"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

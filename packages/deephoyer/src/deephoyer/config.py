@@ -90,6 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
         check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
+        swept = not self.sweep or self.regulariser != "none"
+        check(swept, "--sweep", self.sweep, "left out with --reg none, which has no strength")
         judged = not self.sweep or self.data.holdout > 0
         check(judged, "--holdout", self.data.holdout, "above 0, so that a sweep can be judged by images not trained on")
         applies = self.regulariser in ("none", *STRUCTURAL) or not self.tied
