@@ -225,6 +225,8 @@ def main(config: CompactConfig) -> nn.Module:
         for name, network in networks.items()
     ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
+    if rows[0][2:4] == rows[1][2:4]:
+        print(f"nothing could be removed: no whole channel of {source.name} is zero, which deephoyer-prune sees to")
     if exported is not None:
         onnx.export(small, images[:3], exported)
         print(f"wrote {exported}, whose outputs onnxruntime finds equal")

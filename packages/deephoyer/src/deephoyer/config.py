@@ -150,7 +150,7 @@ class PruneConfig:
     evaluated or trained; 0 leaves them as they are."""
     dry_run: bool = False
     """Print what each sensitivity (those of --sweep, or some) would leave, and the accuracy on held-out images without
-    fine-tuning; train and write nothing."""
+    fine-tuning, and which meet a target; train and write nothing."""
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-4, batch_size=100))
@@ -176,6 +176,7 @@ class PruneConfig:
         check(rounded, "--round-to", self.round_to, "left out, unless --rule is group or tied")
         check(by_group or not self.compact, "--compact", self.compact, "left out, unless --rule is group or tied")
         check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
+        check(macs is None or count is None, "--target-weights", count, "left out where --target-macs is given")
         if self.dry_run:
             check(len(self.model) == 1, "--model", self.model, "one network for a --dry-run")
         elif self.sweep:
@@ -185,7 +186,6 @@ class PruneConfig:
         else:
             check(len(self.model) == 1, "--model", self.model, "one model folder, unless there is a --sweep")
             check(drop is None, "--max-accuracy-drop", drop, "given with a --sweep")
-            check(macs is None or count is None, "--target-weights", count, "left out where --target-macs is given")
 
 
 @dataclass(frozen=True)
