@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from deephoyer import method
 from deephoyer.channels import Coupling, coupling
-from deephoyer.compact import compact
+from deephoyer.compact import compact, mac_counter
 from deephoyer.config import STRUCTURAL
 from deephoyer.prune import cut, structure
 from deephoyer.report import prunable
@@ -133,12 +136,9 @@ def test_room_is_filled_with_bundles_of_what_matters_most() -> None:
     net[1].weight.copy_(sizes[1].view(5, 1, 1, 1) * sizes[0].view(1, 6, 1, 1) / 1e3)  # says the same, by little
     limits = {"0.weight": 1.0, "1.weight": 1.0, "2.weight": 1.0}
 
-    def widths(most: int, round_to: int) -> tuple[list[int], list[int]]:
-        asked = []
-
+    def widths(most: int, round_to: int) -> list[int]:
         def fits(masks: dict[str, torch.Tensor]) -> bool:
-            asked.append(int(masks["1.weight"].sum()))
-            return asked[-1] <= most
+            return int(masks["1.weight"].sum()) <= most
 
         masks = coupling(net, torch.ones(1, 1, 2, 2)).masks(prunable(net), limits, round_to, fits)
         kept = [masks[name].flatten(1).any(dim=1) for name in ("0.weight", "1.weight")]
@@ -146,16 +146,58 @@ def test_room_is_filled_with_bundles_of_what_matters_most() -> None:
             assert (
                 size.argsort(descending=True)[: mask.sum()].sort().values.tolist() == mask.nonzero().flatten().tolist()
             )
-        return [int(mask.sum()) for mask in kept], asked
+        return [int(mask.sum()) for mask in kept]
 
     # Norms above 1, even numbers of them: 2 and 2. The next pairs: of the first .8 and .7, then .4 and .3; of the other
     # .5 and .2, then .1 alone.
-    assert widths(4, 2) == ([2, 2], [8, 8])
-    assert widths(8, 2) == ([4, 2], [8, 16, 12]), "after what does not fit, what matters less of another value"
-    assert widths(16, 2) == ([4, 4], [8, 16, 24, 20])
-    assert widths(29, 2) == ([6, 4], [8, 16, 24, 30])
-    assert widths(30, 2) == ([6, 5], [8, 16, 24, 30]), "the last one makes a value whole"
-    assert widths(7, 1)[0] == [6, 1], "one by one: .9, .8, .7, not .6 of the other, .4, .3"
+    assert widths(4, 2) == [2, 2]
+    assert widths(8, 2) == [4, 2], "after what does not fit, what matters less of another value"
+    assert widths(16, 2) == [4, 4]
+    assert widths(29, 2) == [6, 4]
+    assert widths(30, 2) == [6, 5], "the last one makes a value whole"
+    assert widths(7, 1) == [6, 1], "one by one: .9, .8, .7, not .6 of the other, .4, .3"
+
+
+def one_by_one(
+    self: Coupling, kept: torch.Tensor, means: torch.Tensor, round_to: int, fits: Callable[[torch.Tensor], bool]
+) -> torch.Tensor:
+    """What there is room for, where every bundle is tried."""
+    found = sorted(self._bundles(kept, means, round_to), key=lambda of: float(means[of[1]].mean()), reverse=True)
+    full = set[int]()
+    for value, bundle in found:
+        if value not in full:
+            more = kept.index_fill(0, bundle, True)
+            kept, full = (more, full) if fits(more) else (kept, full | {value})
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("name", "round_to"),
+    [("resnet8", 1), ("preresnet8", 2), ("densenet_bc_16_4", 1), ("resnext11_4x4", 8)],
+)
+def test_room_is_filled_in_few_trials_with_what_many_would_fill_it_with(
+    name: str, round_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, trials = models.create(name).eval(), []
+    with torch.no_grad():
+        for weight in prunable(model).values():
+            weight.mul_(torch.randn(len(weight)).exp().view(-1, *[1] * (weight.dim() - 1)))
+    known, count = structure(model, IMAGES, "tied"), mac_counter(model, IMAGES[:1], round_to)
+    limits = {tensor: method.rms_threshold(weight, 1.0) for tensor, weight in prunable(model).items()}
+    most = costs.macs(model, IMAGES[:1]) // 2
+
+    def fits(network: nn.Module) -> bool:
+        trials.append(count(network))
+        return trials[-1] <= most
+
+    filled = [mask for _, mask in cut(copy.deepcopy(model), limits, "tied", known, round_to, fits)]
+    few = len(trials)
+    monkeypatch.setattr(Coupling, "_filled", one_by_one)
+    expected = [mask for _, mask in cut(copy.deepcopy(model), limits, "tied", known, round_to, fits)]
+    assert all(torch.equal(found, mask) for found, mask in zip(filled, expected, strict=True))
+    assert trials[few] < most, "there was room"
+    assert few < len(trials) - few
 
 
 def test_groups_count_with_all_of_their_channels_when_widths_are_rounded() -> None:

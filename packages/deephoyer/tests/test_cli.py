@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,15 @@ def test_unknown_regularisers_are_refused() -> None:
         parsed("--reg", "7")
     with pytest.raises(InputError, match=r"--strength is -1\.0, but must be 0 or more"):
         parsed("--decay", "-1")
+
+
+@pytest.mark.parametrize("given", [("--reg", "none", "--strength", "5"), ("--reg=0", "--decay=5")])
+def test_a_strength_of_no_regulariser_is_refused(given: tuple[str, ...], tmp_path: Path) -> None:
+    sentence = "error: --strength is 5.0, but must be 0 or left out with --reg none, which has no regulariser"
+    assert refused(cli.train, *given, cwd=tmp_path) == sentence
+    with pytest.raises(InputError, match=r"--sweep is \(1.0, 2.0\), but must be left out with --reg none"):
+        parsed("--reg", "none", "--sweep", "1", "2", "--holdout", "0.1")
+    assert parsed("--recipe", "smoke", "--reg", "none").strength > 0, "a recipe's is switched off"
 
 
 @pytest.mark.parametrize(
@@ -259,6 +269,27 @@ def next_command(said: str) -> list[str]:
 )
 def test_what_has_no_ties_is_refused(given: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     assert sentence in refused(cli.train, *given, "--tied", "--strength", "1", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "given", "value"),
+    [
+        (cli.train, ("--model", "resnet8", "--pretrained", "folder", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.prune, ("--model", "folder", "--shortcut", "avgpool"), "--shortcut is 'avgpool'"),
+        (cli.prune, ("--model", "folder", "--shortcut", "avgpool", "--dry-run"), "--shortcut is 'avgpool'"),
+        (cli.evaluate, ("--model", "folder", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--shortcut", "conv"), "--shortcut is 'conv'"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--num-classes", "10"), "--num-classes is 10"),
+        (cli.compact, ("--model", "folder", "--output", "small", "--image-size", "8"), "--image-size is 8"),
+    ],
+)
+def test_what_a_model_folder_says_of_its_network_is_not_said_otherwise(
+    entry: Callable[[], None], given: tuple[str, ...], value: str, tmp_path: Path
+) -> None:
+    example = torch.ones(1, 1, 8, 8)
+    weights.save_pretrained(models.create("resnet8", in_channels=1), tmp_path / "folder", example=example)
+    allowed = "left out, since the model folder folder says what its network is"
+    assert refused(entry, *given, cwd=tmp_path) == f"error: {value}, but must be {allowed}"
 
 
 def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_macs_rule_spares_weights_in_proportion_to_how_seldom_they_are_used() ->
 
 
 @pytest.mark.parametrize("rule", ["elementwise", "group"])
-@pytest.mark.parametrize("target", [{"target_macs": 20_000}, {"target_weights": 4_000}])
+@pytest.mark.parametrize("target", [{"target_macs": 20_000}, {"target_weights": 30_000}])
 def test_target_is_met_by_the_least_cut_that_does(trained: str, rule: str, target: dict[str, int]) -> None:
     model = weights.from_pretrained(trained)
     found, *_ = cut_as_asked(model, PruneConfig(model=(trained,), rule=rule, threshold="fixed", **target), DIGIT)
@@ -157,9 +158,30 @@ def test_target_is_met_by_the_least_cut_that_does(trained: str, rule: str, targe
     assert left(found) <= next(iter(target.values())) < left(0.999 * found)
 
 
-def test_a_target_that_cannot_be_met_names_the_layer_it_would_empty(trained: str, tmp_path: Path) -> None:
-    with pytest.raises(EmptyLayer, match=r"would empty layer fc\d\.weight"):
-        prune(pruning(trained, tmp_path / "run", target_weights=3))
+@pytest.mark.parametrize("rule", ["elementwise", "group"])
+@pytest.mark.parametrize("option", ["target_macs", "target_weights"])
+def test_a_target_that_cannot_be_met_is_refused_with_the_least_that_can(trained: str, rule: str, option: str) -> None:
+    config = PruneConfig(model=(trained,), rule=rule, **{option: 3})
+    with pytest.raises(EmptyLayer, match=rf"--{option.replace('_', '-')} is 3, but must be ") as refusal:
+        cut_as_asked(weights.from_pretrained(trained), config, DIGIT)
+    empties = r"must be ([\d,]+) or more, for with less .*(would empty layer fc\d\.weight|nothing is left of a layer)"
+    said = re.search(empties, str(refusal.value))
+    least = int(said[1].replace(",", ""))
+    model = weights.from_pretrained(trained)
+    cut_as_asked(model, replace(config, **{option: least}), DIGIT)
+    assert (sparsity(model, DIGIT).macs if option == "target_macs" else sparsity(model, DIGIT).weights) <= least
+    with pytest.raises(EmptyLayer, match=rf"must be {said[1]} or more"):
+        cut_as_asked(weights.from_pretrained(trained), replace(config, **{option: least - 1}), DIGIT)
+
+
+@pytest.mark.parametrize(("option", "unit"), [("target_macs", "MACs"), ("target_weights", "weights")])
+def test_a_target_above_the_network_is_refused(trained: str, option: str, unit: str) -> None:
+    model, dense = weights.from_pretrained(trained), 64 * 300 + 300 * 100 + 100 * 10
+    cut_as_asked(model, PruneConfig(model=(trained,), **{option: dense}), DIGIT)
+    assert sparsity(model, DIGIT).weights == dense, "all of it is left"
+    sentence = f"is {dense + 1}, but must be at most {dense:,}, the {unit} of the network as it is"
+    with pytest.raises(InputError, match=sentence):
+        cut_as_asked(model, PruneConfig(model=(trained,), **{option: dense + 1}), DIGIT)
 
 
 def test_a_threshold_that_empties_a_layer_is_refused_and_nothing_is_cut(trained: str, tmp_path: Path) -> None:

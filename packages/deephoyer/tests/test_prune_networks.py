@@ -274,6 +274,34 @@ def test_dry_run_tells_the_curve_and_writes_nothing(
     assert [(point.macs, point.top1) for point in given] == [(dense, None), (points[-1].macs, None)]
 
 
+@pytest.mark.parametrize("target", [{"target_macs": 300_000}, {"target_weights": 40_000}])
+def test_dry_run_shows_the_cut_that_the_target_asks_for(
+    trained: str, tmp_path: Path, target: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pruning(trained, tmp_path / "run", dry_run=True, rule="tied", data=DataConfig(), **target)
+    points = dry_run(config)
+    model = weights.from_pretrained(trained)
+    sensitivity, *_ = cut_as_asked(model, config, DIGIT)
+    (cut_for_it,) = [point for point in points if point.target == "met: the cut for it"]
+    assert (cut_for_it.sensitivity, cut_for_it.macs) == (sensitivity, costs.macs(compact(model, DIGIT), DIGIT))
+    assert {point.target for point in points if point.sensitivity < sensitivity} == {""}
+    assert {point.target for point in points if point.sensitivity > sensitivity} == {"met"}
+    (option,) = target
+    assert f"--{option.replace('_', '-')} {target[option]:,}" in capsys.readouterr().out
+    swept = dry_run(replace(config, sweep=(0.0, 1.01 * sensitivity)))
+    assert [point.target for point in swept] == ["", "met"]
+
+
+def test_compacting_a_network_without_zeros_says_that_nothing_could_be_removed(trained: str, tmp_path: Path) -> None:
+    given = ("--output", "small", "--repeats", "0")
+    said = succeeded(cli.compact, "--model", trained, *given, cwd=tmp_path)
+    assert f"nothing could be removed: no whole channel of {trained} is zero, which deephoyer-prune sees to" in said
+    model = weights.from_pretrained(trained)
+    cut(model, dict.fromkeys(prunable(model), 0.3), "group", structure(model, DIGIT, "group"))
+    weights.save_pretrained(model, tmp_path / "cut", example=DIGIT)
+    assert "nothing" not in succeeded(cli.compact, "--model", "cut", *given, "--overwrite", cwd=tmp_path)
+
+
 def test_a_smaller_network_is_trained_and_pruned_again(trained: str, tmp_path: Path) -> None:
     prune(pruning(trained, tmp_path / "pruned", target_macs=400_000, optim=OptimConfig(lr=0.1, epochs=0)))
     arguments = ["--model", "pruned/model", "--output", "small", "--repeats", "0"]

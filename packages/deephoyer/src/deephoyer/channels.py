@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,15 +148,21 @@ class Coupling:
         return kept
 
     def _filled(self, kept: Tensor, means: Tensor, round_to: int, fits: Callable[[Tensor], bool]) -> Tensor:
-        """[channels] bool: `kept` with bundles of others, those of the largest means first, where it still fits."""
-        bundles, full = self._bundles(kept, means, round_to), set[int]()
-        for number, bundle in sorted(bundles, key=lambda found: float(means[found[1]].mean()), reverse=True):
-            if number not in full:
-                more = kept.index_fill(0, bundle, True)
-                if fits(more):
-                    kept = more
-                else:  # what comes of this value after the bundle matters less and takes as much
-                    full.add(number)
+        """[channels] bool: `kept` with bundles of others, those of the largest means first, where it still fits.
+
+        More channels never fit better, so that the next bundle that does not fit is found in few trials.
+        """
+        found = self._bundles(kept, means, round_to)
+        bundles = sorted(found, key=lambda bundle: float(means[bundle[1]].mean()), reverse=True)
+
+        def first_fit(count: int) -> bool:
+            return fits(_with_first(kept, bundles, count))
+
+        while bundles:
+            count = _most(len(bundles), first_fit)
+            kept, full = _with_first(kept, bundles, count), {value for value, _ in bundles[count : count + 1]}
+            # What comes of this value after the bundle that does not fit matters less and takes as much.
+            bundles = [(value, bundle) for value, bundle in bundles[count:] if value not in full]
         return kept
 
     def _bundles(self, kept: Tensor, means: Tensor, round_to: int) -> Iterator[tuple[int, Tensor]]:
@@ -173,6 +180,22 @@ class Coupling:
     def count(self) -> int:
         """Above all numbers."""
         return 1 + max(int(value.max()) for value, _ in self.values)
+
+
+def _with_first(kept: Tensor, bundles: Sequence[tuple[int, Tensor]], count: int) -> Tensor:
+    """[channels] bool: `kept` with the first of the bundles; before each, the number of its value."""
+    first = [bundle for _, bundle in bundles[:count]]
+    return kept.index_fill(0, torch.cat(first), True) if first else kept
+
+
+def _most(count: int, holds: Callable[[int], bool]) -> int:
+    """The largest number, `count` at most, for which `holds`, and which holds for all smaller ones; 0, untried, if it
+    holds for none. Small ones take the fewest trials."""
+    low, step = 0, 1
+    while low + step <= count and holds(low + step):
+        low, step = low + step, 2 * step
+    between = range(low + 1, min(low + step, count + 1))
+    return low + bisect_left(between, True, key=lambda number: not holds(number))
 
 
 def coupling(model: nn.Module, example: Tensor) -> Coupling:

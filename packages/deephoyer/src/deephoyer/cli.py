@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from resless.cli import main, parse
+from resless.errors import check
 
 from deephoyer import config as configs
 from deephoyer import recipes
@@ -14,6 +17,7 @@ def train() -> None:
     def command() -> None:
         description = "Train a network with a sparsity regulariser."
         config = parse(configs.TrainConfig, recipes.TRAIN, prog="deephoyer-train", description=description)
+        _check_strength(config, sys.argv[1:])
         if config.sweep:
             from deephoyer.sweep import sweep_strengths
 
@@ -72,3 +76,10 @@ def evaluate() -> None:
         evaluate(config)
 
     main(command)
+
+
+def _check_strength(config: configs.TrainConfig, args: list[str]) -> None:
+    """Refuse a strength of no regulariser; that of a recipe is switched off by `--reg none` alone."""
+    typed = {word.partition("=")[0] for word in args} & {"--strength", "--decay"}
+    used = config.regulariser != "none" or not typed or config.strength == 0
+    check(used, "--strength", config.strength, "0 or left out with --reg none, which has no regulariser")

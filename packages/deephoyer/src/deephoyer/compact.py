@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,8 +192,11 @@ def main(config: CompactConfig) -> nn.Module:
     weights.check_target(output, config.overwrite)
     exported = onnx.beside(output) if config.export == "onnx" else None
     source = loading.of(config.model, config.pretrained, config.foreign)
-    model = source.network(lambda **options: models.create(config.model, num_classes=config.num_classes, **options))
-    shape = source.image_shape
+    shape, classes = source.image_shape, 10 if config.num_classes is None else config.num_classes
+    if source.folder is not None:
+        side = None if shape is None else config.image_size
+        loading.check_left_to_folder(source.folder, num_classes=config.num_classes, image_size=side)
+    model = source.network(partial(models.create, config.model, num_classes=classes))
     if shape is None:
         if config.image_size is None:
             raise InputError(f"{source.name} does not tell the size of its images: give --image-size")
@@ -221,6 +225,8 @@ def main(config: CompactConfig) -> nn.Module:
         for name, network in networks.items()
     ]
     table(f"wrote {config.output}", ["network", "structure", "parameters", "MACs", "bytes"], rows)
+    if rows[0][2:4] == rows[1][2:4]:
+        print(f"nothing could be removed: no whole channel of {source.name} is zero, which deephoyer-prune sees to")
     if exported is not None:
         onnx.export(small, images[:3], exported)
         print(f"wrote {exported}, whose outputs onnxruntime finds equal")

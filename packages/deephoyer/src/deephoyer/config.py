@@ -90,6 +90,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(0 <= self.strength < math.inf, "--strength", self.strength, "0 or more, and finite")
         check(all(0 <= value < math.inf for value in self.sweep), "--sweep", self.sweep, "0 or more each, and finite")
+        swept = not self.sweep or self.regulariser != "none"
+        check(swept, "--sweep", self.sweep, "left out with --reg none, which has no strength")
         judged = not self.sweep or self.data.holdout > 0
         check(judged, "--holdout", self.data.holdout, "above 0, so that a sweep can be judged by images not trained on")
         applies = self.regulariser in ("none", *STRUCTURAL) or not self.tied
@@ -148,7 +150,7 @@ class PruneConfig:
     evaluated or trained; 0 leaves them as they are."""
     dry_run: bool = False
     """Print what each sensitivity (those of --sweep, or some) would leave, and the accuracy on held-out images without
-    fine-tuning; train and write nothing."""
+    fine-tuning, and which meet a target; train and write nothing."""
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="adam", lr=1e-4, batch_size=100))
@@ -174,6 +176,7 @@ class PruneConfig:
         check(rounded, "--round-to", self.round_to, "left out, unless --rule is group or tied")
         check(by_group or not self.compact, "--compact", self.compact, "left out, unless --rule is group or tied")
         check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
+        check(macs is None or count is None, "--target-weights", count, "left out where --target-macs is given")
         if self.dry_run:
             check(len(self.model) == 1, "--model", self.model, "one network for a --dry-run")
         elif self.sweep:
@@ -183,7 +186,6 @@ class PruneConfig:
         else:
             check(len(self.model) == 1, "--model", self.model, "one model folder, unless there is a --sweep")
             check(drop is None, "--max-accuracy-drop", drop, "given with a --sweep")
-            check(macs is None or count is None, "--target-weights", count, "left out where --target-macs is given")
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,10 @@ class CompactConfig:
     """Model folder to write."""
     pretrained: str | None = None
     """Checkpoint file (or model folder) of the network that --model names."""
-    num_classes: int = 10
-    """Number of logits of the network in a checkpoint file."""
+    num_classes: int | None = None
+    """Number of logits of the network in a checkpoint file; None means 10."""
     image_size: int | None = None
-    """Side of its images in pixels."""
+    """Side in pixels of the images of a network whose model folder does not tell it, or that has none."""
     round_to: int = 1
     """Keep so many zeros that the widths of layers are multiples of this: 8 and 16 suit processors."""
     export: Literal["onnx"] | None = None
@@ -213,7 +215,7 @@ class CompactConfig:
     foreign: ForeignConfig = field(default_factory=ForeignConfig)
 
     def __post_init__(self) -> None:
-        check(self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
+        check(self.num_classes is None or self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
         check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")

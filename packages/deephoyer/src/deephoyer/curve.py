@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,13 @@ from resless.evaluate import evaluate
 from resless.models.folded import check_unfolded
 from resless.report import table
 from resless.run import accelerator as new_accelerator
+from torch import nn
 
 from deephoyer import loading
 from deephoyer.compact import compact, mac_counter
 from deephoyer.config import PruneConfig
 from deephoyer.plan import EmptyLayer
-from deephoyer.prune import least_power_of_two, structure, trial_cuts, unit_thresholds
+from deephoyer.prune import budget, cut_as_asked, least_power_of_two, structure, trial_cuts, unit_thresholds
 
 FINENESS = 2 ** (1 / 8)
 """Ratio of the sensitivities that are looked at where none are given,"""
@@ -28,16 +30,25 @@ STEP = 0.05
 
 @dataclass(frozen=True)
 class Point:
-    """What is left at one sensitivity, without fine-tuning; accuracy as a fraction, None without held-out images."""
+    """What is left at one sensitivity, without fine-tuning; accuracy as a fraction, None without held-out images.
+
+    `target` says whether the target is met, and of the cut that is made for it so; empty where it is not met.
+    """
 
     sensitivity: float
     macs: int
     parameters: int
     top1: float | None
+    target: str
 
 
 def dry_run(config: PruneConfig) -> list[Point]:
-    """Print the curve, up to the first sensitivity at which nothing would be left of a layer. Writes nothing."""
+    """Print the curve, up to the first sensitivity at which nothing would be left of a layer, with the point that meets
+    the target in its place. Writes nothing.
+
+    Raises:
+        InputError: a target that the network cannot meet, or has less than; see `prune.cut_as_asked`.
+    """
     accelerator = new_accelerator(config.run.mixed_precision)
     source = loading.of(config.model[0], config.pretrained, config.foreign)
     shards = Shards.of(accelerator, config.run.channels_last)
@@ -49,19 +60,14 @@ def dry_run(config: PruneConfig) -> list[Point]:
     held_out = data.held_out() if config.data.holdout else None
     units, known = unit_thresholds(model, config, data.example), structure(model, data.example, config.rule)
     cut_at = trial_cuts(model, config, units, known)
-    count = mac_counter(model, data.example, config.round_to)
+    count, target = mac_counter(model, data.example, config.round_to), budget(model, config, data.example)
 
     def macs_at(sensitivity: float) -> int:
         return count(cut_at(sensitivity))
 
-    points, end = [], ""
-    for sensitivity in sorted(config.sweep) or _worth_showing(macs_at):
-        try:
-            trial = cut_at(sensitivity)
-            small = compact(trial, data.example, config.round_to)
-        except EmptyLayer as error:
-            end = f"at {sensitivity:.3g}: {error}"
-            break
+    def measured(sensitivity: float, trial: nn.Module, met: str = "met") -> Point:
+        small = compact(trial, data.example, config.round_to)
+        met = met if target is not None and target.met(trial) else ""
         top1 = None
         if held_out is not None:
             trial = trial.to(accelerator.device)
@@ -70,9 +76,23 @@ def dry_run(config: PruneConfig) -> list[Point]:
                     trial, calibration_batches(data, config.recalibrate_bn, config.optim.batch_size), accelerator
                 )
             top1 = evaluate(trial, held_out, accelerator).top1
-        points.append(Point(sensitivity, costs.macs(small, data.example), costs.count_parameters(small), top1))
+        return Point(sensitivity, costs.macs(small, data.example), costs.count_parameters(small), top1, met)
+
+    points, end = [], ""
+    if target is not None and not config.sweep:
+        asked = copy.deepcopy(model)
+        sensitivity, *_ = cut_as_asked(asked, config, data.example)
+        points.append(measured(sensitivity, asked, "met: the cut for it"))
+    for sensitivity in sorted(config.sweep) or _worth_showing(macs_at):
+        try:
+            points.append(measured(sensitivity, cut_at(sensitivity)))
+        except EmptyLayer as error:
+            end = f"at {sensitivity:.3g}: {error}"
+            break
+    points.sort(key=lambda point: point.sensitivity)
     if accelerator.is_main_process:
-        _print(points, costs.macs(model, data.example), f"{source.name}, nothing trained")
+        limit = [] if target is None else [f"{target.option} {target.most:,}"]
+        _print(points, costs.macs(model, data.example), f"{source.name}, nothing trained", limit)
         print(end, flush=True)
     return points
 
@@ -97,7 +117,8 @@ def _left(macs_at: Callable[[float], int], sensitivity: float) -> int:
         return 0
 
 
-def _print(points: list[Point], dense: int, title: str) -> None:
+def _print(points: list[Point], dense: int, title: str, limit: list[str]) -> None:
+    """The table; `limit` heads the column of the target, if there is one."""
     rows = [
         [
             f"{point.sensitivity:.3g}",
@@ -105,7 +126,8 @@ def _print(points: list[Point], dense: int, title: str) -> None:
             f"{100 * point.macs / dense:.1f}",
             f"{point.parameters:,}",
             "needs --holdout" if point.top1 is None else f"{100 * point.top1:.2f}",
+            *([point.target] if limit else []),
         ]
         for point in points
     ]
-    table(title, ["sensitivity", "MACs", "% of them", "parameters", "held-out top-1 %"], rows)
+    table(title, ["sensitivity", "MACs", "% of them", "parameters", "held-out top-1 %", *limit], rows)

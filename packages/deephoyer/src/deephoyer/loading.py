@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resless import models, weights
+from resless.errors import check
 from torch import nn
 
 from deephoyer.config import ForeignConfig
@@ -51,7 +52,8 @@ def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
         foreign: what a checkpoint file does not say.
 
     Raises:
-        InputError: nothing is there; a folder that holds another network than `model` names.
+        InputError: nothing is there; a folder that holds another network than `model` names, or beside which an option
+            says what the network is.
     """
     folder = pretrained or model
     if pretrained is not None and not Path(pretrained).is_dir():
@@ -60,6 +62,22 @@ def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
     described = weights.read_config(folder)
     if pretrained is not None:
         weights.check_holds(model, folder)
+    check_left_to_folder(folder, shortcut=foreign.shortcut)
     shape = described["costs"].get("image_shape")
     preprocessing = described["preprocessing"] | foreign.statistics
     return Source(folder, folder, None, None, preprocessing, described["metrics"], shape and tuple(shape))
+
+
+def check_left_to_folder(folder: str, **options: object) -> None:
+    """Refuse options that say what a network is, which a model folder knows; None stands for one that is not given.
+
+    Args:
+        folder: the model folder.
+        options: their values, by their names with underscores.
+
+    Raises:
+        InputError: one of them is given; it is named.
+    """
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        check(value is None, option, value, f"left out, since the model folder {folder} says what its network is")

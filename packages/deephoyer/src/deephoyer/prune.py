@@ -48,6 +48,19 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What may be left of a network: `--target-macs` or `--target-weights`."""
+
+    option: str
+    most: int
+    left: Callable[[nn.Module], int]
+    """What is left of a copy of the network, with zeros. It raises EmptyLayer as `compact` does."""
+
+    def met(self, network: nn.Module) -> bool:
+        return self.left(network) <= self.most
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A pruned network: accuracy `before`, after the `cut` and after fine-tuning (`tuned`), and what is left of it.
 
@@ -175,15 +188,15 @@ def cut_as_asked(
         example: one image [1, C, H, W].
 
     Raises:
-        InputError: a network that the rule does not apply to.
-        EmptyLayer: see `cut`.
+        InputError: a network that the rule does not apply to, or that has less than the target.
+        EmptyLayer: see `cut`; with a target, one that no cut meets.
     """
-    known, in_budget = structure(model, example, config.rule), budget(model, config, example)
+    known, target = structure(model, example, config.rule), budget(model, config, example)
     sensitivity, units = config.sensitivity, unit_thresholds(model, config, example)
-    if in_budget is not None:
-        sensitivity = least_sensitivity(in_budget, trial_cuts(model, config, units, known))
-    limits = scaled(units, sensitivity)
-    return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, in_budget)
+    if target is not None:
+        sensitivity = least_sensitivity(target, trial_cuts(model, config, units, known))
+    limits, fits = scaled(units, sensitivity), None if target is None else target.met
+    return sensitivity, limits, cut(model, limits, config.rule, known, config.round_to, fits)
 
 
 def unit_thresholds(model: nn.Module, config: PruneConfig, example: Tensor) -> dict[str, float]:
@@ -219,38 +232,73 @@ def scaled(units: Mapping[str, float], sensitivity: float) -> dict[str, float]:
     return {name: sensitivity * unit for name, unit in units.items()}
 
 
-def least_sensitivity(in_budget: Callable[[nn.Module], bool], cut_at: Callable[[float], nn.Module]) -> float:
-    """The least sensitivity at which the trial cut is in the budget.
+def least_sensitivity(target: Budget, cut_at: Callable[[float], nn.Module]) -> float:
+    """The least sensitivity at which the trial cut meets the target.
 
-    Where a layer is empty before that, the sensitivity returned empties it, so that `cut` refuses and names the layer.
+    Raises:
+        EmptyLayer: before that, a layer is empty; the least target that could be met is named.
     """
 
-    def met(sensitivity: float) -> bool:
+    def left(sensitivity: float) -> int:
+        """0 where a layer is empty."""
         try:
-            return in_budget(cut_at(sensitivity))
+            return target.left(cut_at(sensitivity))
         except EmptyLayer:
-            return True
+            return 0
 
-    low, high = 0.0, least_power_of_two(met)
+    _, found = _between(lambda sensitivity: left(sensitivity) <= target.most)
+    try:
+        target.left(cut_at(found))
+    except EmptyLayer as error:
+        deepest, _ = _between(lambda sensitivity: left(sensitivity) == 0)
+        least = f"{left(deepest):,} or more, for with less {error}"
+        raise EmptyLayer(f"{target.option} is {target.most:,}, but must be {least}") from error
+    return found
+
+
+def _between(holds: Callable[[float], bool]) -> tuple[float, float]:
+    """Two sensitivities, next to each other, from the second of which on it `holds`."""
+    low, high = 0.0, least_power_of_two(holds)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if met(middle) else (middle, high)
-    return high
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return low, high
 
 
-def budget(model: nn.Module, config: PruneConfig, example: Tensor) -> Callable[[nn.Module], bool] | None:
-    """A function that tells whether a copy of the network, with zeros, meets the target; None without one.
+def budget(model: nn.Module, config: PruneConfig, example: Tensor) -> Budget | None:
+    """The target; None without one.
 
-    It raises EmptyLayer as `compact` does.
+    Raises:
+        InputError: the network has less as it is, zeros included.
     """
     # Deviation: the authors choose thresholds by hand; a cost is what users have in mind.
     if config.target_macs is not None:
-        macs, most = mac_counter(model, example, config.round_to), config.target_macs
-        return lambda network: macs(network) <= most
+        whole, target = costs.macs(model, example), config.target_macs
+        check(target <= whole, "--target-macs", target, f"at most {whole:,}, the MACs of the network as it is")
+        return Budget("--target-macs", target, mac_counter(model, example, config.round_to))
     if config.target_weights is not None:
-        most = config.target_weights
-        return lambda network: sum(int(weight.count_nonzero()) for weight in prunable(network).values()) <= most
+        whole, target = sum(weight.numel() for weight in prunable(model).values()), config.target_weights
+        check(target <= whole, "--target-weights", target, f"at most {whole:,}, the weights of the network as it is")
+        return Budget("--target-weights", target, weight_counter(model, example))
     return None
+
+
+def weight_counter(model: nn.Module, example: Tensor) -> Callable[[nn.Module], int]:
+    """A function that tells how many weights, of networks of the structure of `model`, are not zero.
+
+    It raises EmptyLayer as `compact` does; not for networks that `compact` cannot follow.
+    """
+    try:
+        macs_left = mac_counter(model, example)
+    except CannotFollow:
+        macs_left = None
+
+    def left(network: nn.Module) -> int:
+        if macs_left is not None:
+            macs_left(network)
+        return sum(int(weight.count_nonzero()) for weight in prunable(network).values())
+
+    return left
 
 
 def trial_cuts(
