@@ -28,7 +28,7 @@ from resless.train import train as train_dense
 
 RECIPE = "resnet20_short"
 HELD_OUT = 0.1
-PUSH = {"group_hoyer_square": (0.03, 0.06, 0.12, 0.24), "group_lasso": (0.005, 0.01, 0.02, 0.04)}
+PUSH = {"group_hoyer_square": (0.0075, 0.015, 0.03, 0.06), "group_lasso": (0.00125, 0.0025, 0.005, 0.01)}
 """Strength times epochs: what a regulariser moves grows with both."""
 
 
