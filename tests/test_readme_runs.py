@@ -149,6 +149,7 @@ def test_own_images_end_in_a_smaller_and_faster_network(folder: Path) -> None:
     )
     assert 0.45 * dense < small <= 0.51 * dense
     assert all(name in said for name in ("dense", "small", "fast"))
+    assert weights.read_config("flowers-fast")["class_names"] == ["kind0", "kind1", "kind2"]
     session, images = onnxruntime.InferenceSession("flowers-fast.onnx"), torch.randn(2, 3, 32, 32)
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.inference_mode():

@@ -127,6 +127,26 @@ def test_config_and_card_tell_what_the_model_is(tmp_path: Path) -> None:
         assert text in card
 
 
+def test_class_names_are_kept_and_shown_where_they_say_something(tmp_path: Path) -> None:
+    net = models.create("lenet_300_100", num_classes=12)
+    names = [f"kind of {animal}" for animal in "abcdefghijkl"]
+    weights.save_pretrained(net, tmp_path / "named", class_names=names)
+    assert weights.read_config(tmp_path / "named")["class_names"] == names
+    card = (tmp_path / "named" / "README.md").read_text()
+    assert f"Classes, in the order of the logits: {', '.join(names[:10])} and 2 more; see config.json." in card
+    weights.save_pretrained(net, tmp_path / "numbered", class_names=[str(number) for number in range(12)])
+    assert "Classes" not in (tmp_path / "numbered" / "README.md").read_text()
+    weights.save_pretrained(net, tmp_path / "without")
+    assert "class_names" not in weights.read_config(tmp_path / "without")
+    for few in (names[:-1], [*names, "m"], [*names[:-1], 5], []):
+        with pytest.raises(InputError, match=r"class_names of the model to save is .* must be 12 texts, one for"):
+            weights.save_pretrained(net, tmp_path / "few", class_names=few)  # type: ignore[arg-type]
+    assert not (tmp_path / "few").exists()
+    edited(lambda config: config["class_names"].pop())(tmp_path / "named")
+    with pytest.raises(InputError, match=r"class_names of .*config.json is .* must be 12 texts"):
+        weights.from_pretrained(tmp_path / "named")
+
+
 def test_existing_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     weights.save_pretrained(small_lenet(), folder)

@@ -64,6 +64,7 @@ def test_a_configuration_is_written_as_a_plain_network(
 
     whole, part = (weights.read_config(folder) for folder in (trained / "model", tmp_path / "plain"))
     assert part["preprocessing"] == whole["preprocessing"]
+    assert part["class_names"] == whole["class_names"] == list("0123456789")
     measured = whole["metrics"]["configurations"][name]
     assert part["metrics"] == {key: measured[key] for key in ("top1", "top5", "loss", "images")}
     assert part["costs"]["macs_per_image"] == measured["macs"]

@@ -248,6 +248,7 @@ def test_the_folder_is_a_plain_one_and_says_what_was_dropped(
     assert config["model"]["name"] == "preresnet14"
     assert config["model"]["options"]["kept_blocks"] == [0, 2, 3, 5]
     assert config["preprocessing"] == before["preprocessing"]
+    assert config["class_names"] == before["class_names"] == list("0123456789")
     # Of equal outputs: not measured anew.
     measured = {name: before["metrics"][name] for name in ("images", "top1", "top5", "loss")}
     why = "discarded: training stopped computing it"

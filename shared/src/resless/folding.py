@@ -178,6 +178,7 @@ def main(config: FoldConfig) -> nn.Module:
         description=f"{described['description']} For inference: batch norms are folded into the layers before them, "
         "with equal outputs.".lstrip(),
         example=images[:1],
+        class_names=described.get("class_names"),
         overwrite=config.overwrite,
     )
     networks = {"as given": model, "folded": small}

@@ -129,6 +129,7 @@ def show(
     images = torch.randn(max(batch_sizes), *image_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(memory_format=layout)
     networks = {name: network.to(memory_format=layout) for name, network in networks.items()}
+    print(f"timing {' and '.join(networks)} in turns, {repeats} times", flush=True)
     large, small = (costs.macs(network, images[:1]) for network in networks.values())
     rows = []
     for batch_size in batch_sizes:

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -207,6 +207,7 @@ class Run:
         preprocessing: dict[str, Any],
         example: torch.Tensor,
         description: str = "",
+        class_names: Sequence[str] | None = None,
     ) -> Path:
         """Write the model folder, the curves and `result.json`; returns the model folder.
 
@@ -216,6 +217,7 @@ class Run:
             preprocessing: what the network expects of its images.
             example: one image [1, C, H, W], to count MACs with.
             description: Markdown for the model card.
+            class_names: what its logits stand for.
         """
         average_buffers(model, self.accelerator)
         folder = self.folder / "model"
@@ -228,6 +230,7 @@ class Run:
                     metrics=metrics,
                     description=description,
                     example=example.to(self.accelerator.device),
+                    class_names=class_names,
                     overwrite=True,
                 )
                 report.curves(self._history, self.folder / "curves.png")

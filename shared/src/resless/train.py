@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 import torch.nn.functional as F
 from torch import nn
 
 from resless import models, optim, weights
-from resless.config import TrainConfig
+from resless.calibrate import batch_norms
+from resless.config import TrainConfig, source_options
 from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, check_fit
 from resless.evaluate import Evaluation, evaluate
@@ -48,9 +50,19 @@ def train(config: TrainConfig) -> Evaluation:
 
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate(model, test_images, run.accelerator)
-        run.finish(model, metrics=asdict(test), preprocessing=data.preprocessing, example=data.example)
+        folder = run.finish(
+            model,
+            metrics=asdict(test),
+            preprocessing=data.preprocessing,
+            example=data.example,
+            class_names=data.class_names,
+        )
         if run.accelerator.is_main_process:
             table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])
+        run.say(f"next: resless-eval --model {quote(str(folder))} {source_options(config.data)}")
+        if batch_norms(run.accelerator.unwrap_model(model)):
+            fast = quote(str(run.folder / "fast"))
+            run.say(f"or, for inference: resless-fold --model {quote(str(folder))} --output {fast} --channels-last")
     return test
 
 

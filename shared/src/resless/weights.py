@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ CONFIG_NAME = "config.json"
 TENSORS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 SHA256_FIELD = "tensors_sha256"
+NAMES_FIELD = "class_names"
 MAX_CONFIG_BYTES = 16 * 2**20
+MAX_CLASSES_SHOWN = 10
 _REPLACED = "-replaced"
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -66,6 +68,7 @@ def save_pretrained(
     metrics: Mapping[str, Any] | None = None,
     description: str = "",
     example: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model folder, whole or not at all.
@@ -77,11 +80,12 @@ def save_pretrained(
         metrics: what was measured, such as `{"test accuracy %": 91.73}`.
         description: Markdown for the model card.
         example: images [N, C, H, W] of the size the network is meant for; with it the card states the MACs per image.
+        class_names: what each logit stands for, in order.
         overwrite: replace an existing model folder.
 
     Raises:
         InputError: the folder exists (or, with `overwrite`, is not a model folder), the model cannot be rebuilt from
-            its spec, or something given is not JSON.
+            its spec, something given is not JSON, or there are more or fewer class names than logits.
     """
     folder = Path(folder)
     check_target(folder, overwrite)
@@ -97,6 +101,9 @@ def save_pretrained(
         "costs": _costs(model, example),
         "description": description,
     }
+    if class_names is not None:
+        config[NAMES_FIELD] = list(class_names)
+        _check_class_names(config, "the model to save")
     try:
         _json(config)  # before anything is written
     except (TypeError, ValueError) as error:
@@ -167,7 +174,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of a model folder's config.json.
 
     Keys: format_version; model (name, num_classes, in_channels, options); preprocessing; metrics; costs; description;
-    tensors_sha256, which older folders and those written by hand may lack.
+    class_names and tensors_sha256, which older folders and those written by hand may lack.
 
     Raises:
         InputError: the folder or file is missing, not JSON, of another version, or a field is unknown, missing or of
@@ -186,11 +193,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder: it has no {CONFIG_NAME}")
     config = _read_json(path)
-    _check_fields(config, _CONFIG_FIELDS, str(path), optional=(SHA256_FIELD,))
+    _check_fields(config, _CONFIG_FIELDS, str(path), optional=(NAMES_FIELD, SHA256_FIELD))
     version = config["format_version"]
     check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
     _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
     _check_image_shape(config["costs"].get("image_shape"), config["model"]["in_channels"], path)
+    _check_class_names(config, str(path))
     _check_sha256(config, path)
     return config
 
@@ -430,6 +438,13 @@ def _check_image_shape(shape: Any, in_channels: int, path: Path) -> None:
     check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
 
 
+def _check_class_names(config: Mapping[str, Any], source: str) -> None:
+    """Raise InputError unless class names are left out, or there is one for each logit."""
+    count, names = config["model"]["num_classes"], config.get(NAMES_FIELD)
+    named = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
+    check(names is None or named, f"{NAMES_FIELD} of {source}", names, f"{count} texts, one for each logit")
+
+
 def _check_sha256(config: Mapping[str, Any], path: Path) -> None:
     """Raise InputError unless the SHA-256 of the tensor file is left out, or can be one."""
     recorded = config.get(SHA256_FIELD, "0" * 64)
@@ -448,7 +463,9 @@ def check_target(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} is a file, but a model folder is to be written there: choose another place")
     content = {path.name for path in folder.iterdir()}
     if content and not overwrite:
-        raise InputError(f"{folder} exists and is not empty: choose another folder, or replace it with --overwrite")
+        raise InputError(
+            f"{folder} exists and is not empty: choose another folder, or overwrite it explicitly, with --overwrite"
+        )
     if content and not content <= {CONFIG_NAME, TENSORS_NAME, CARD_NAME}:
         raise InputError(f"{folder} is not a model folder, for it holds other files: it is not overwritten")
 
@@ -506,6 +523,7 @@ def _model_card(title: str, config: Mapping[str, Any]) -> str:
         f"# {title}",
         f"`{model['name']}`: images [N, {model['in_channels']}, H, W] -> logits [N, {model['num_classes']}].",
         config["description"],
+        _classes(config.get(NAMES_FIELD) or []),
         "## Load it\n\n```python\nimport torch\nfrom resless.weights import from_pretrained\n\n"
         f'model = from_pretrained("{title}")  # eval mode, strict, no pickle\n'
         "with torch.inference_mode():\n    logits = model(images)  # (x / 255 - mean) / std, see below\n```",
@@ -514,6 +532,14 @@ def _model_card(title: str, config: Mapping[str, Any]) -> str:
         "## Metrics\n\n" + (_table("metric", config["metrics"]) or "None recorded."),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _classes(names: Sequence[str]) -> str:
+    """The first classes, and how many there are; nothing where they are only numbers."""
+    if all(name.isdecimal() for name in names):
+        return ""
+    rest = f" and {len(names) - MAX_CLASSES_SHOWN} more" if len(names) > MAX_CLASSES_SHOWN else ""
+    return f"Classes, in the order of the logits: {', '.join(names[:MAX_CLASSES_SHOWN])}{rest}; see {CONFIG_NAME}."
 
 
 def _table(heading: str, values: Mapping[str, Any]) -> str:

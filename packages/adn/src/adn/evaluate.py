@@ -99,6 +99,7 @@ def report(run: Run, net: nn.Module, data: Pipeline, found: Mapping[str, Evaluat
         metrics={**asdict(first), "configurations": configurations},
         preprocessing=data.preprocessing,
         example=data.example,
+        class_names=data.class_names,
         description=description if isinstance(net, AdaptiveNet) else "",
     )
     if run.accelerator.is_main_process:

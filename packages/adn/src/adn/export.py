@@ -52,6 +52,7 @@ def main(config: ExtractConfig) -> nn.Module:
         metrics={key: known[key] for key in ("top1", "top5", "loss", "images") if key in known},
         description=f"The plain network of the configuration {name} of a network of several depths (ADN).",
         example=example,
+        class_names=described.get("class_names"),
         overwrite=config.overwrite,
     )
     if config.onnx is not None:

@@ -267,6 +267,7 @@ def report(
         metrics=result,
         preprocessing=data.preprocessing,
         example=data.example,
+        class_names=data.class_names,
         description=(
             "A policy network picks the residual blocks that run for each image (BlockDrop). The MACs below are those "
             f"of a blank image: the test images took {result['macs']:,.0f} on average, where the dense network takes "
@@ -317,7 +318,7 @@ def main(config: EvalConfig) -> dict[str, Any]:
             draw(found, images, Path(config.plots), result)
             print(f"wrote pictures to {config.plots}")
         frequent, metrics = result["most_frequent_policy"], result["controls"].get("most_frequent", {})
-        specialise(net, config, frequent, metrics, preprocessing, example)
+        specialise(net, config, frequent, metrics, preprocessing, example, images.class_names)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def specialise(
     metrics: dict[str, Any],
     preprocessing: dict[str, Any],
     example: Tensor,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Write the network of `--policy`, or of the most frequent policy, where `--specialise` asks for it.
 
@@ -42,7 +44,7 @@ def specialise(
         net: the network to take it from.
         config: of the evaluation.
         most_frequent: K digits; `metrics` is what was measured with it, if anything was.
-        preprocessing, example: for the model folder.
+        preprocessing, example, class_names: for the model folder.
     """
     if config.specialise is None:
         return
@@ -54,6 +56,7 @@ def specialise(
         metrics=metrics if config.policy is None else {},
         description=f"The network of BlockDrop's policy {policy}: the blocks of digit 1, first block first.",
         example=example,
+        class_names=class_names,
         overwrite=config.overwrite,
     )
     print(f"wrote {config.specialise}: {policy.count('1')} of {net.num_blocks} blocks, policy {policy}")

@@ -211,6 +211,7 @@ def main(config: CompactConfig) -> nn.Module:
         description="Compacted: zeros removed, outputs unchanged. The accuracies are those of the run that pruned it, "
         "in its precision.",
         example=images[:1],
+        class_names=source.class_names,
         overwrite=config.overwrite,
     )
     networks = {"as given": model, "compacted": small}

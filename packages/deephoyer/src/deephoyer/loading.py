@@ -32,6 +32,8 @@ class Source:
     """What its folder says was measured."""
     image_shape: tuple[int, ...] | None
     """(C, H, W) of its images, where its folder says so."""
+    class_names: list[str] | None = None
+    """What its logits stand for, likewise."""
 
     def network(self, create: Callable[..., nn.Module]) -> nn.Module:
         """The network in eval mode; `create(shortcut=...)` makes the one whose weights a checkpoint file holds."""
@@ -65,7 +67,8 @@ def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
     check_left_to_folder(folder, shortcut=foreign.shortcut)
     shape = described["costs"].get("image_shape")
     preprocessing = described["preprocessing"] | foreign.statistics
-    return Source(folder, folder, None, None, preprocessing, described["metrics"], shape and tuple(shape))
+    known = described["metrics"], shape and tuple(shape), described.get("class_names")
+    return Source(folder, folder, None, None, preprocessing, *known)
 
 
 def check_left_to_folder(folder: str, **options: object) -> None:

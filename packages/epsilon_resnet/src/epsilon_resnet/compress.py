@@ -147,6 +147,7 @@ def main(config: CompressConfig) -> None:
         description=f"The plain network of the {model.num_blocks - len(dropped)} blocks that ε-ResNet (ε = "
         f"{model.epsilon:g}) left of {model.num_blocks}; `dropped` says which are gone, and why.",
         example=example,
+        class_names=known["class_names"],
         overwrite=config.overwrite,
     )
     networks = {"all blocks": without(model, []), "compressed": small}

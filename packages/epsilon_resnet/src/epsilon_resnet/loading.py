@@ -35,7 +35,7 @@ def model_folder(path: str) -> Path:
 
 
 def trained(path: str, step: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """A network in eval mode, with `preprocessing`, `metrics` and `image_shape` of what it was trained on.
+    """A network in eval mode; `preprocessing`, `metrics`, `image_shape` and `class_names` of what it was trained on.
 
     Args:
         path: see `model_folder`.
@@ -48,8 +48,8 @@ def trained(path: str, step: int | None = None) -> tuple[nn.Module, dict[str, An
         return _from_checkpoint(Path(path), step)
     folder = model_folder(path)
     model, config = weights.from_pretrained(folder), weights.read_config(folder)
-    kept = {key: config[key] for key in ("preprocessing", "metrics")}
-    return model, {**kept, "image_shape": config["costs"].get("image_shape")}
+    kept = {"preprocessing": config["preprocessing"], "metrics": config["metrics"]}
+    return model, {**kept, "image_shape": config["costs"].get("image_shape"), "class_names": config.get("class_names")}
 
 
 def compressed_folder(path: str) -> Path:
@@ -71,8 +71,8 @@ def _from_checkpoint(run: Path, step: int) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as error:
         raise InputError(f"checkpoint {found[step]} is of another network: {' '.join(str(error).split())}") from error
     _average_buffers(model, found[step])
-    kept = {key: described[key] for key in ("preprocessing", "image_shape")}
-    return model.eval(), {**kept, "metrics": {}}
+    kept = {"preprocessing": described["preprocessing"], "image_shape": described["image_shape"]}
+    return model.eval(), {**kept, "class_names": described.get("class_names"), "metrics": {}}
 
 
 def _average_buffers(model: nn.Module, folder: Path) -> None:
