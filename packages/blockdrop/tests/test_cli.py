@@ -216,6 +216,23 @@ def test_the_next_command_of_a_run_by_no_recipe_takes_about_as_long(epochs: int,
     assert (found.optim.optimizer, found.optim.lr, found.optim.epochs) == ("sgd", 0.03, second)
 
 
+@pytest.mark.parametrize("name", ["R32_C10_short", "smoke", "R110_C10"])
+@pytest.mark.parametrize("optim", [{}, {"epochs": 6, "batch_size": 32}], ids=["by the recipe", "by no recipe"])
+def test_the_next_command_varies_images_as_this_one_did(name: str, optim: dict[str, int]) -> None:
+    first = recipes.TRAIN[name]
+    data = replace(first.data, pad=2, flip=not first.data.flip, holdout=0.1, train_split="train+extra")
+    run = replace(first.run, run_dir="elsewhere", mixed_precision="bf16", channels_last=True)
+    config = replace(first, data=data, optim=replace(first.optim, **optim), run=run)
+    found = parsed_finetune(next_arguments(config, Path("elsewhere/model")))
+    assert found.data == data
+    assert found.pretrained == "elsewhere/model"
+    if optim:
+        assert found.optim.batch_size == 32
+        assert (found.run.mixed_precision, found.run.channels_last) == ("bf16", True)
+    else:
+        assert found.optim == recipes.FINETUNE[name].optim
+
+
 # --- the pipeline
 
 
@@ -231,7 +248,8 @@ def test_pipeline_as_a_user_types_it(dense: Path, tmp_path: Path) -> None:
     few = ["--recipe", "smoke", "--epochs", "3", "--curriculum-step", "3"]
     printed = succeeded(cli.train, *few, cwd=tmp_path)
     next_one = "--model resnet20 --pretrained runs/blockdrop-smoke/model --epochs 1 --optimizer adam --lr 0.003"
-    assert f"next: blockdrop-finetune {next_one} --penalty -1.0 --batch-size 64 --dataset digits\n" in printed
+    as_before = "--penalty -1.0 --pad 1 --batch-size 64 --dataset digits"
+    assert f"next: blockdrop-finetune {next_one} {as_before}\n" in printed
     said = run([script("blockdrop-finetune"), "--recipe", "smoke", "--max_epochs", "2"], tmp_path)
     assert "all blocks, before this fine-tuning" in said.stdout
     assert "next: blockdrop-eval --model runs/blockdrop-smoke-finetuned/model --dataset digits\n" in said.stdout

@@ -421,6 +421,17 @@ def test_what_cannot_be_specialised_is_refused_before_the_evaluation(
     assert [path.name for path in tmp_path.iterdir()] == ["valuable"]
 
 
+def test_a_model_folder_does_not_hold_the_accuracy_on_training_images(undecided: str, tmp_path: Path) -> None:
+    main(evaluating(undecided, split="train", controls=True, specialise=str(tmp_path / "one")))
+    assert weights.read_config(tmp_path / "one")["metrics"] == {}
+
+
+def test_two_networks_are_not_evaluated_at_once(undecided: str, tmp_path: Path) -> None:
+    main(evaluating(undecided, load=undecided))
+    with pytest.raises(InputError, match=f"--model is the folder {undecided}, but --load is {tmp_path}: give one of t"):
+        main(evaluating(undecided, load=str(tmp_path)))
+
+
 def test_what_is_to_be_specialised_is_checked(undecided: str, tmp_path: Path) -> None:
     net = net_of(undecided)
     check_specialise(EvalConfig(model="m"), net)

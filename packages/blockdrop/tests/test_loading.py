@@ -383,6 +383,31 @@ def test_a_trained_folder_is_loaded_with_its_preprocessing(tmp_path: Path) -> No
     assert given == {"mean": [0.3] * 3, "std": [0.4] * 3, "image_size": 32}
 
 
+def test_the_shortcut_of_a_trained_network_is_its_own(tmp_path: Path) -> None:
+    folder = in_folder(BlockDropNet("resnet14", shortcut="conv"), tmp_path / "m")
+    assert loading.trained(BackboneConfig("resnet14", shortcut="conv"), folder)[0].num_blocks == 6
+    source = BlockDropNet("R32_C10")
+    parts = {"resnet": flat(source.resnet.net.state_dict()), "agent": agent(source.policy)}
+    file = in_file(parts, tmp_path / "a.t7")
+    for config, place, own in (
+        (BackboneConfig("resnet14", shortcut="avgpool"), folder, "conv"),
+        (BackboneConfig("R32_C10", shortcut="conv"), file, "avgpool"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            loading.trained(config, place)
+        given = config.shortcut
+        assert str(refusal.value) == f"--shortcut is {given!r}, but must be {own}, as in {place}, or left out"
+
+
+def test_a_batch_of_one_small_image_has_no_variance_for_the_policy_network() -> None:
+    net, small = BlockDropNet("resnet14", policy_pool=2), torch.zeros(1, 3, 8, 8)  # 4, 2, 1 pixels wide
+    with pytest.raises(InputError, match="--batch-size is 1, but must be 2 or more for each process: on images as sma"):
+        loading.check_policy_batch(net, small, 1)
+    loading.check_policy_batch(net, small, 2)
+    loading.check_policy_batch(net, torch.zeros(1, 3, 16, 16), 1)
+    assert net.policy.training
+
+
 def test_folders_without_a_policy_network_or_of_another_model_are_refused(tmp_path: Path) -> None:
     plain = in_folder(models.create("resnet8"), tmp_path / "plain")
     with pytest.raises(InputError, match="holds a plain resnet8: give it to blockdrop-train as --backbone first"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from blockdrop import method
 from blockdrop.model import BlockDropNet
-from blockdrop.rollouts import CurriculumRollouts, JointRollouts, Rollouts, evaluating
+from blockdrop.rollouts import CurriculumRollouts, JointRollouts, Rollouts
 from resless.testing import assert_every_parameter_gets_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -257,17 +257,3 @@ def test_rewards_and_metrics_are_those_of_the_paper() -> None:
             "sampled_blocks_used": 7 / 3,
         }
     )
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluating_puts_the_mode_back_even_after_an_error(training: bool) -> None:
-    module = nn.Sequential(nn.BatchNorm1d(2)).train(training)
-
-    def fail() -> None:
-        with evaluating(module):
-            assert not module[0].training
-            raise ValueError("inside")
-
-    with pytest.raises(ValueError, match="inside"):
-        fail()
-    assert module.training == module[0].training == training

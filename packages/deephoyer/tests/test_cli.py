@@ -199,6 +199,25 @@ def test_a_recipe_is_gone_on_with_by_its_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["resnet20_short", "smoke_resnet", "lenet5-structural"])
+@pytest.mark.parametrize("epochs", [None, 3], ids=["by the recipe", "by no recipe"])
+def test_a_run_in_a_folder_of_its_own_is_gone_on_with_as_it_was_trained(name: str, epochs: int | None) -> None:
+    first = recipes.TRAIN[name]
+    data = replace(first.data, pad=2, flip=True, holdout=0.1, data_dir="my data")
+    run = replace(first.run, run_dir="my run", channels_last=True, mixed_precision="bf16")
+    optim = first.optim if epochs is None else replace(first.optim, epochs=epochs, batch_size=32)
+    hint = shlex.split(next_arguments(replace(first, data=data, run=run, optim=optim), Path("my run/model"), 40_000))
+    found = parse(PruneConfig, recipes.PRUNE, prog="deephoyer-prune", description="", args=hint)
+    assert found.data == data
+    assert found.model == ("my run/model",)
+    second = recipes.PRUNE[name]
+    if epochs is None:
+        assert found == replace(second, model=found.model, data=data, run=replace(second.run, run_dir="my run-pruned"))
+    else:
+        assert (found.rule, found.target_macs, found.optim.batch_size) == (second.rule, 20_000, 32)
+        assert (found.run.channels_last, found.run.mixed_precision) == (True, "bf16")
+
+
 @pytest.mark.parametrize(("reg", "rule"), [("hoyer_square", "elementwise"), ("group_hoyer_square", "group")])
 def test_a_sweep_of_strengths_says_how_to_choose_one(reg: str, rule: str, tmp_path: Path) -> None:
     given = ("--reg", reg, "--sweep", "0.001", "0.002", "--epochs", "1", "--run-dir", "my strengths")

@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 import math
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import tyro
 
@@ -382,6 +382,41 @@ def source_options(data: SourceConfig) -> str:
         if value != entry.default:
             words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
+
+
+Config = TypeVar("Config")
+
+
+def options(wanted: Config, usual: Config) -> str:
+    """The options of a command line that turn the configuration `usual` into `wanted`, quoted for a shell."""
+    return shlex.join(_options(wanted, usual))
+
+
+def _options(wanted: Any, usual: Any) -> list[str]:
+    words = list[str]()
+    for entry in dataclasses.fields(wanted):
+        value, other, option = getattr(wanted, entry.name), getattr(usual, entry.name), entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            words += _options(value, other)
+        elif value != other and isinstance(value, bool):
+            words += [f"--{option}" if value else f"--no-{option}"]
+        elif value != other:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
+def variation_options(data: DataConfig, usual: DataConfig) -> str:
+    """The options that turn how `usual` splits and varies images into how `data` does, whichever images these are."""
+    source = {entry.name: getattr(data, entry.name) for entry in dataclasses.fields(SourceConfig)}
+    return options(data, replace(usual, **source))
+
+
+def training_options(config: Any, usual: Any) -> str:
+    """The options by which a training that `usual` configures varies images, batches them and computes as that of
+    `config` does; of another method, maybe, but both with `data`, `optim` and `run`."""
+    computing = replace(usual.run, mixed_precision=config.run.mixed_precision, channels_last=config.run.channels_last)
+    words = (variation_options(config.data, usual.data), options(computing, usual.run))
+    return " ".join([*filter(None, words), f"--batch-size {config.optim.batch_size}"])
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -62,18 +62,15 @@ def decisions(
     """
     resnet, choose = resnet or net.resnet, choose or net.decide
     average_buffers(net, accelerator)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
     rows, overflows = [], torch.zeros((), device=accelerator.device)
-    for images, labels in batches:
-        with accelerator.autocast():
-            policy = choose(images)
-            logits = resnet(images, policy, executor)
-        right = logits.argmax(dim=1) == labels
-        overflows += ~logits.isfinite().all()
-        rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
-    for module, training in modes.items():
-        module.training = training
+    with in_eval_mode(net):
+        for images, labels in batches:
+            with accelerator.autocast():
+                policy = choose(images)
+                logits = resnet(images, policy, executor)
+            right = logits.argmax(dim=1) == labels
+            overflows += ~logits.isfinite().all()
+            rows.append((policy.cpu().numpy(), right.cpu().numpy(), labels.cpu().numpy()))
     if accelerator.reduce(overflows, reduction="sum") > 0:  # on all processes, or some would wait for the others
         raise InputError("the network's outputs overflow: evaluate it with --mixed-precision no or bf16")
     own = [(*(np.concatenate(column) for column in zip(*rows, strict=True)), batches.order.numpy())] if rows else []
@@ -286,6 +283,8 @@ def main(config: EvalConfig) -> dict[str, Any]:
     accelerator = new_accelerator(config.mixed_precision)
     if config.load is None and config.model in MODELS and not Path(config.model).exists():
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
+    if config.load is not None and Path(config.model).is_dir() and Path(config.model) != Path(config.load):
+        raise InputError(f"--model is the folder {config.model}, but --load is {config.load}: give one of them")
     net, preprocessing = loading.trained(config, config.load or config.model)
     check_specialise(config, net)
     check_recalibration(net.resnet, config.recalibrate_bn, config.load or config.model)
@@ -317,7 +316,9 @@ def main(config: EvalConfig) -> dict[str, Any]:
         if config.plots is not None:
             draw(found, images, Path(config.plots), result)
             print(f"wrote pictures to {config.plots}")
-        frequent, metrics = result["most_frequent_policy"], result["controls"].get("most_frequent", {})
+        # A model folder's accuracies are those of test images.
+        measured_on = result["controls"] if config.split == "test" else {}
+        frequent, metrics = result["most_frequent_policy"], measured_on.get("most_frequent", {})
         specialise(net, config, frequent, metrics, preprocessing, example, images.class_names)
     return result
 

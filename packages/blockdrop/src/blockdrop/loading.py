@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from resless import models, weights
 from resless.data import Images
 from resless.data.stream import Stream
 from resless.errors import InputError, check, unknown_name
 from resless.models.folded import check_unfolded
-from torch import nn
+from resless.modes import in_eval_mode
+from torch import Tensor, nn
 
 from blockdrop.config import MODELS, BackboneConfig
 from blockdrop.model import BlockDropNet, PolicyNetwork, load_agent, load_original
@@ -116,11 +118,14 @@ def trained(config: BackboneConfig, source: str | None) -> tuple[BlockDropNet, d
             raise InputError(f"{source} holds a plain {name}: give it to blockdrop-train as --backbone first")
         _check_alone(config, source)
         _check_name(config, net, source)
+        _check_shortcut(config, net.resnet.net, source)
         return net, weights.read_config(source)["preprocessing"] | _statistics(config)
     content = weights.read_checkpoint(source)
     if isinstance(content, Mapping) and "resnet" in content:
         _check_alone(config, source)
-        return load_original(config.model, source), preprocessing(config)
+        net = load_original(config.model, source)
+        _check_shortcut(config, net.resnet.net, source)
+        return net, preprocessing(config)
     if not isinstance(content, Mapping) or "agent" not in content:
         raise InputError(f"{source} holds no policy network: give a model folder, or a checkpoint with the part agent")
     if config.backbone is None:
@@ -142,11 +147,29 @@ def _check_alone(config: BackboneConfig, source: str) -> None:
         raise InputError(f"--backbone is {config.backbone}, but {source} has a residual network: leave it out")
 
 
+def _check_shortcut(config: BackboneConfig, backbone: nn.Module, source: str) -> None:
+    """Refuse another --shortcut than that of a residual network that says it itself; what is not known fits."""
+    known = models.spec_of(backbone)
+    found = models.origin(known).options.get("shortcut", known.options.get("shortcut"))
+    if config.shortcut is not None and found is not None:
+        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {source}, or left out")
+
+
 def check_size(spec: models.Spec, images: Images | Stream) -> None:
     """Raise InputError unless a backbone knows as many classes and channels as the images have."""
     found = f"{images.num_classes} classes in {images.image_shape[0]} channels"
     fits = (spec.num_classes, spec.in_channels) == (images.num_classes, images.image_shape[0])
     check(fits, "the data set", found, f"{spec.num_classes} classes in {spec.in_channels} channels, as the backbone's")
+
+
+@torch.no_grad()
+def check_policy_batch(net: BlockDropNet, example: Tensor, images: int) -> None:
+    """Refuse a process's share of a batch, so many images, in which batch norms of the policy network see one value a
+    channel, of which there is no variance."""
+    with in_eval_mode(net.policy):
+        values = images * net.policy.maps(example)[0, 0].numel()
+    wanted = "2 or more for each process: on images as small as these the policy network ends in one pixel"
+    check(images == 0 or values > 1, "--batch-size", images, wanted)
 
 
 def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) -> BlockDropNet:
@@ -157,9 +180,7 @@ def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) ->
     if isinstance(backbone, BlockDropNet):
         backbone = backbone.resnet.net
     spec = models.spec_of(backbone)
-    found = spec.options.get("shortcut")
-    if config.shortcut is not None and found is not None:
-        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {folder}, or left out")
+    _check_shortcut(config, backbone, folder)
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_channels": spec.in_channels, **spec.options}
     if known is not None:
         options |= {"policy": known.policy, "policy_pool": known.policy_pool}

@@ -104,11 +104,14 @@ class PolicyNetwork(nn.Module):
         setattr(self.features, classifier, nn.Identity())
 
     def forward(self, images: Tensor) -> Tensor:
+        # In float32: bf16 has no number between 0.996 and 1.
+        return torch.sigmoid(self.logit(self.features.head(self.maps(images))).float())
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Features [N, C', H', W'] of images [N, C, H, W] before they are pooled."""
         if self.pool > 1:
             images = average(images, self.pool)
-        features = self.features.head(execute.whole(list(self.features.blocks()), self.features.stem(images)))
-        # In float32: bf16 has no number between 0.996 and 1.
-        return torch.sigmoid(self.logit(features).float())
+        return execute.whole(list(self.features.blocks()), self.features.stem(images))
 
 
 class BlockDropNet(nn.Module):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from resless import weights
 from resless.config import DataConfig
 from resless.data import Images, catalog
 from resless.data.pipeline import Pipeline, Shards
@@ -288,7 +289,9 @@ def main(config: PlotConfig) -> None:
     folder = Path(config.run_dir)
     settings, result, records = _read_run(folder)
     found = Decisions.load(folder / "policies.npz")
-    images = _test_images(settings, config.data_dir)
+    model = folder / "model"
+    preprocessing = weights.read_config(model)["preprocessing"] if model.is_dir() else {}
+    images = _test_images(settings, config.data_dir, preprocessing)
     labels = images.labels.numpy()
     if found.images.max() >= len(labels) or not np.array_equal(labels[found.images], found.labels):
         raise InputError(
@@ -323,8 +326,8 @@ def _parse(path: Path, *, by_line: bool = False) -> list[Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _test_images(settings: dict[str, Any], data_dir: str | None) -> Images | Stream:
-    """The test images of a run, from `data_dir` where they have moved."""
+def _test_images(settings: dict[str, Any], data_dir: str | None, preprocessing: dict[str, Any]) -> Images | Stream:
+    """The test images of a run, from `data_dir` where they have moved, at the size that its model folder records."""
     try:
         data = settings["data"]
         if data_dir is not None:
@@ -336,7 +339,7 @@ def _test_images(settings: dict[str, Any], data_dir: str | None) -> Images | Str
         config = DataConfig(**data)
     except (TypeError, KeyError) as error:
         raise InputError(f"the run's config.json does not say which images it used: {error}") from error
-    return Pipeline(config, seed=0, shards=Shards()).test  # test images know no seed
+    return Pipeline(config, seed=0, shards=Shards(), preprocessing=preprocessing).test  # test images know no seed
 
 
 def _draw_ranks(axes: Axes, distinct: Policies, shown: int) -> None:

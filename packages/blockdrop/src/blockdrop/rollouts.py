@@ -5,11 +5,10 @@ Each image runs under a sampled policy and under the greedy one, whose reward is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from resless.modes import in_eval_mode
 from torch import Tensor, nn
 
 from blockdrop import method
@@ -88,19 +87,8 @@ class JointRollouts(nn.Module):
         certain = self.net.policy(images)
         probabilities = method.bounded(certain, self.alpha)
         sampled, baseline = method.sample(probabilities.detach()), method.greedy(certain)
-        with torch.no_grad(), evaluating(self.net.resnet):
+        with torch.no_grad(), in_eval_mode(self.net.resnet):
             baseline_logits = self.net.resnet(images, baseline)
         # Older torch versions would go on with the weights that were cast in the pass above, which have no gradient.
         torch.clear_autocast_cache()
         return Rollouts(probabilities, sampled, baseline, self.net.resnet(images, sampled), baseline_logits)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from resless import optim
-from resless.config import source_options
+from resless.config import source_options, training_options, variation_options
 from resless.data.pipeline import Pipeline
 from resless.run import Run
 from torch import Tensor
 
 from blockdrop import loading, method
-from blockdrop.config import TrainConfig
+from blockdrop.config import FinetuneConfig, TrainConfig
 from blockdrop.evaluate import all_blocks, decisions, report
 from blockdrop.model import BlockDropNet
 from blockdrop.recipes import FINETUNE, TRAIN
@@ -43,6 +43,7 @@ def train(config: TrainConfig) -> Path:
         preprocessing = loading.preprocessing(config)
         data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
+        loading.check_policy_batch(net, data.example, config.optim.batch_size // run.accelerator.num_processes)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
@@ -90,11 +91,14 @@ def next_arguments(config: TrainConfig, folder: Path) -> str:
     same = [name for name, recipe in TRAIN.items() if (recipe.model, recipe.optim) == wanted and name in FINETUNE]
     words = ["--recipe", same[0]] if same else ["--model", config.model]
     words += ["--pretrained", str(folder)]
-    if not same:  # the name of a model alone may choose the paper's thousands of epochs
-        words += ["--epochs", str(max(1, round(settings.epochs / FINETUNING_EPOCH)))]
-        words += ["--optimizer", settings.optimizer, "--lr", str(settings.lr), "--penalty", str(config.penalty)]
-        words += ["--batch-size", str(settings.batch_size)]
-    return f"{shlex.join(words)} {source_options(config.data)}"
+    if same:
+        changed = variation_options(config.data, TRAIN[same[0]].data)
+        return " ".join(filter(None, [shlex.join(words), changed, source_options(config.data)]))
+    # The name of a model alone may choose the paper's thousands of epochs.
+    words += ["--epochs", str(max(1, round(settings.epochs / FINETUNING_EPOCH)))]
+    words += ["--optimizer", settings.optimizer, "--lr", str(settings.lr), "--penalty", str(config.penalty)]
+    as_trained = training_options(config, FINETUNE.get(config.model, FinetuneConfig()))
+    return f"{shlex.join(words)} {as_trained} {source_options(config.data)}"
 
 
 def say_backbone(run: Run, net: BlockDropNet, data: Pipeline) -> None:

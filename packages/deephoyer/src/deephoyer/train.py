@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from resless import costs, models, optim
-from resless.config import source_options
+from resless.config import source_options, training_options, variation_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
 from resless.evaluate import evaluate
@@ -25,8 +25,8 @@ from torch import nn
 
 from deephoyer import channels, loading, method
 from deephoyer.compact import LENETS
-from deephoyer.config import STRUCTURAL, TrainConfig
-from deephoyer.recipes import PRUNE
+from deephoyer.config import STRUCTURAL, PruneConfig, TrainConfig
+from deephoyer.recipes import PRUNE, TRAIN
 from deephoyer.report import prunable
 
 
@@ -87,8 +87,27 @@ def next_arguments(config: TrainConfig, folder: Path, macs: int) -> str:
     for name, recipe in PRUNE.items():
         if recipe.model == (str(folder),):
             return f"--recipe {name} {source_options(config.data)}"
+    model, source = f"--model {shlex.quote(str(folder))}", source_options(config.data)
+    if (same := recipe_of(config)) is not None:  # in a folder of its own
+        changed = variation_options(config.data, TRAIN[same].data)
+        return " ".join(filter(None, [f"--recipe {same} {model}", run_dir_beside(folder), changed, source]))
     target = f" --target-macs {macs // 2}" if config.regulariser in STRUCTURAL else ""
-    return f"--model {shlex.quote(str(folder))} {source_options(config.data)} {rule_of(config)}{target}"
+    as_trained = training_options(config, PruneConfig((str(folder),)))
+    return f"{model} {as_trained} {source} {rule_of(config)}{target}"
+
+
+def recipe_of(config: TrainConfig) -> str | None:
+    """The recipe of a run that pruning has one for, too, whatever its images and its folder; None without one."""
+    for name in TRAIN.keys() & PRUNE.keys():
+        theirs = replace(TRAIN[name], data=config.data, run=config.run, pretrained=config.pretrained)
+        if theirs == config and TRAIN[name].data.dataset == config.data.dataset:
+            return name
+    return None
+
+
+def run_dir_beside(folder: Path) -> str:
+    """Where the run goes that starts from the model folder of a run in a folder of its own."""
+    return f"--run-dir {shlex.quote(f'{folder.parent}-pruned')}"
 
 
 def rule_of(config: TrainConfig) -> str:
