@@ -70,6 +70,7 @@ def test_a_network_comes_in_eval_mode_with_what_it_was_trained_on(trained: Path,
         "preprocessing": config["preprocessing"],
         "metrics": config["metrics"],
         "image_shape": config["costs"]["image_shape"],
+        "class_names": list("0123456789"),
     }
     assert known["metrics"]["num_blocks"] == 6
     state = load_file(trained / "model" / "model.safetensors")
@@ -90,7 +91,7 @@ def test_checkpoints_are_found_by_their_step(finished: bool, trained: Path, unfi
         assert net.retired.tolist() == [False, True, False, False, True, False]
         assert net.discarded.tolist() == [0, 1, 0, 0, 1, 0]
         assert models.spec_of(net) == models.spec_of(final)
-        assert found == {key: known[key] for key in ("preprocessing", "image_shape")} | {"metrics": {}}
+        assert found == {key: known[key] for key in ("preprocessing", "image_shape", "class_names")} | {"metrics": {}}
     last = nets[160][0].state_dict()
     assert all(torch.equal(tensor, last[name]) for name, tensor in final.state_dict().items())
     assert not torch.equal(nets[140][0].state_dict()["resnet.linear.weight"], last["resnet.linear.weight"])
@@ -112,7 +113,9 @@ def test_a_step_without_a_checkpoint_is_told_which_there_are(trained: Path, tmp_
         loading.trained(str(trained), 303420)
     assert str(refused.value) == f"--step is 303420, but {trained} has checkpoints of step 140 and 160"
     for path in (tmp_path, tmp_path / "nowhere", trained / "model"):
-        with pytest.raises(InputError, match=r"^--step is 3, but .* has checkpoints of no step$"):
+        with pytest.raises(
+            InputError, match=r"^--step is 3, but .* has no checkpoints: give the folder of a run, or l"
+        ):
             loading.trained(str(path), 3)
 
 

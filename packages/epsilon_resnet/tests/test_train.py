@@ -415,7 +415,20 @@ def test_the_next_command_is_said_where_blocks_are_gone(
     train(training(tmp_path / "run", pretrained=planted))
     assert f"next: epsilon-resnet-compress --model {tmp_path / 'run'}\n" in capsys.readouterr().out
     train(training(tmp_path / "none", epsilon=0.0, optim=replace(OPTIM, epochs=1)))
-    assert "next:" not in capsys.readouterr().out
+    assert "block" not in capsys.readouterr().out.split("wrote")[1].splitlines()[-1]
+
+
+@small
+def test_how_near_the_first_block_is_to_be_discarded_is_said_where_none_is(
+    planted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(training(tmp_path / "run", pretrained=planted, epsilon=1e-6, optim=replace(OPTIM, epochs=1)))
+    said, largest = capsys.readouterr().out, story_of(tmp_path / "run")["epochs"][-1]["largest"]
+    assert "next:" not in said
+    assert said.endswith(
+        f"no block is discarded: the weakest is block {largest.index(min(largest))}, whose largest responses in the "
+        f"last epoch were {min(largest):.3g}, where --epsilon is 1e-06: raise it or train longer\n"
+    )
 
 
 @small

@@ -61,6 +61,10 @@ def compressed_folder(path: str) -> Path:
 
 def _from_checkpoint(run: Path, step: int) -> tuple[nn.Module, dict[str, Any]]:
     found = _checkpoints(run)
+    if not found:
+        raise InputError(
+            f"--step is {step}, but {run} has no checkpoints: give the folder of a run, or leave --step out"
+        )
     if step not in found:
         raise InputError(f"--step is {step}, but {run} has checkpoints of {_listed(found)}")
     described = json.loads((run / NETWORK).read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,18 @@ def finish(run: Run, net: EpsilonResNet, data: Pipeline, story: dict[str, Any], 
     return folder
 
 
-def say_next(run: Run, config: TrainConfig, net: EpsilonResNet) -> None:
-    """Say which command drops the discarded blocks, where there are any, with the options that make it do so."""
+def say_next(run: Run, config: TrainConfig, net: EpsilonResNet, epochs: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Say which command drops the discarded blocks, with the options that make it do so; or how near the first is to be
+    discarded, as the story of the epochs tells."""
     blocks = blocks_of(net)
     if not any(block.is_discarded for block in blocks):
+        if config.epsilon and epochs:
+            largest = epochs[-1]["largest"]
+            block = min(range(len(largest)), key=largest.__getitem__)
+            run.say(
+                f"no block is discarded: the weakest is block {block}, whose largest responses in the last epoch were "
+                f"{largest[block]:.3g}, where --epsilon is {config.epsilon:g}: raise it or train longer"
+            )
         return
     command = f"next: epsilon-resnet-compress --model {shlex.quote(str(run.folder))}"
     left = undecayed(blocks)

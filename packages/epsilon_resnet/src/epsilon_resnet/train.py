@@ -77,8 +77,9 @@ def train(config: TrainConfig) -> Path:
 
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate(gated, test_images, run.accelerator)
-        folder = finish(run, net, data, story.write(record, schedule), test)
-        say_next(run, config, net)
+        told = story.write(record, schedule)
+        folder = finish(run, net, data, told, test)
+        say_next(run, config, net, told["epochs"])
     return folder
 
 
