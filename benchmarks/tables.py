@@ -339,6 +339,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "composition": composition,
     "speed": speed,
     "speed-steps": speed,
+    "speed-help": speed,
 }
 """By its name in a README: what makes a table."""
 
@@ -351,6 +352,7 @@ SOURCES = {
     "adn-latency-cuda": "adn-speed-cuda",
     "adn-steps": "adn-speed",
     "speed-steps": "speed",
+    "speed-help": "speed",
 }
 """The result that it is made of, where that has another name."""
 
@@ -359,6 +361,7 @@ CHOSEN: dict[str, Callable[[Result], bool]] = {
     "blockdrop-throughput-bf16": lambda file: timed_in_bf16(file["results"]),
     "speed": lambda file: "input_pipeline" in file["results"],
     "speed-steps": lambda file: list(file["results"]) == ["regulariser", "help_text"],
+    "speed-help": lambda file: list(file["results"]) == ["help_text"],
 }
 """Which of the result's files, where it is not just the newest."""
 
