@@ -62,6 +62,28 @@ def faster(found: Mapping[str, Any]) -> str:
     return f"{times(found['speedup'])}, {100 * found['share_of_ideal']:.0f} %"
 
 
+def deephoyer_strengths(file: Mapping[str, Any]) -> str:
+    """One row a strength: held-out images before the cut, after it and after fine-tuning, for the first seed; test
+    images for all seeds, where held-out images chose it."""
+    first, dense = file["settings"]["options"]["seeds"][0], file["dense"]
+    rows = [["dense", "", *["", "", f"{100 * dense['epochs'][-1]['held_out_top1']:.2f} %"]]]
+    rows[0] += [f"{100 * dense['result']['top1']:.2f} %", ""]
+    for network in file["networks"]:
+        if network["seed"] == first:
+            held_out = [network["result"][f"held_out_top1_{stage}"] for stage in ("before", "cut", "tuned")]
+            same = [other for other in file["networks"] if _strength(other) == _strength(network)]
+            tested = [100 * other["test_top1"] for other in same if "test_top1" in other]
+            test = [f"{spread(tested, '{:.2f}')} %", str(len(tested))] if tested else ["", ""]
+            shares = [f"{100 * share:.2f} %" for share in held_out]
+            rows.append([LABELS[network["regulariser"]], f"{network['strength']:g}", *shares, *test])
+    held_out_stages = ["held out: before the cut", "after it", "fine-tuned"]
+    return report.markdown(["ResNet-20, half of its MACs", "strength", *held_out_stages, "test", "seeds"], rows)
+
+
+def _strength(network: Mapping[str, Any]) -> tuple[str, float]:
+    return network["regulariser"], network["strength"]
+
+
 def deephoyer_cifar(file: Mapping[str, Any]) -> str:
     """One row a network: what is left, what it can (mean and standard deviation over seeds), how fast that of the first
     seed is; the dense one first."""

@@ -20,7 +20,13 @@ import tyro
 from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _at_work import draw_methods_at_work
 from _composition import composition
-from _deephoyer import deephoyer_cifar, deephoyer_peer, deephoyer_speed, draw_deephoyer_cifar
+from _deephoyer import (
+    deephoyer_cifar,
+    deephoyer_peer,
+    deephoyer_speed,
+    deephoyer_strengths,
+    draw_deephoyer_cifar,
+)
 from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
 from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
 from _gallery import PAGE as GALLERY
@@ -316,6 +322,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "deephoyer-cifar": deephoyer_cifar,
     "deephoyer-cifar-resnet56": deephoyer_cifar,
     "deephoyer-cifar-seeds": deephoyer_cifar,
+    "deephoyer-strengths": deephoyer_strengths,
     "deephoyer-mnist": deephoyer_mnist,
     "deephoyer-speed": deephoyer_speed,
     "deephoyer-speed-bf16": deephoyer_speed,

@@ -343,6 +343,7 @@ def test_a_network_for_other_images_is_refused_by_what_differs(name, options, wa
     with pytest.raises(InputError) as refused:
         check_fit(models.create(name, **options), pipeline().test)
     assert f"the images are 1 x 8 x 8 in 10 classes, but {name} was trained on {wanted}" in str(refused.value)
+    assert str(refused.value).endswith(", or --image-size 28 to resize to") == ("28 x 28" in wanted)
 
 
 def test_a_network_for_these_images_is_accepted():

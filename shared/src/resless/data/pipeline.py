@@ -228,5 +228,8 @@ def check_fit(model: nn.Module, images: Images | Stream) -> None:
     sides = "any size" if size is None else f"{size} x {size}"
     wanted = f"{spec.in_channels} x {sides} in {spec.num_classes} classes"
     fits = size is None or height == width == size
+    resized = "" if fits else f", or --image-size {size} to resize to"
     if not fits or (channels, images.num_classes) != (spec.in_channels, spec.num_classes):
-        raise InputError(f"the images are {found}, but {spec.name} was trained on {wanted}: give its --dataset")
+        raise InputError(
+            f"the images are {found}, but {spec.name} was trained on {wanted}: give its --dataset{resized}"
+        )
