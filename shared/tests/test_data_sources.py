@@ -241,6 +241,15 @@ class TestParquet:
             with pytest.raises(InputError, match=f"{file} cannot be read as parquet: .*CRC"):
                 open_samples(str(tmp_path)).image(0)
 
+    @pytest.mark.parametrize("column", [None, "image"])
+    def test_two_columns_of_one_name_are_refused_even_where_one_fits(self, tmp_path, column):
+        file = tmp_path / "train-0.parquet"
+        write_parquet(file, pictures(2), [0, 1])
+        table = parquet.read_table(file)
+        parquet.write_table(table.append_column("image", pyarrow.array([True, False])), file)
+        with pytest.raises(InputError, match=f"{file} has several columns 'image': give --image-column another name"):
+            _ = open_samples(str(tmp_path), image_column=column).names_other_files
+
     def test_tables_without_rows_are_refused(self, tmp_path):
         write_parquet(tmp_path / "train-0.parquet", [], np.array([], dtype=np.int64))
         with pytest.raises(InputError, match=f"no images in the files under {tmp_path}"):

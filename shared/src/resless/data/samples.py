@@ -204,8 +204,11 @@ class TableSamples(Samples):
     def names_other_files(self) -> bool:
         import pyarrow
 
-        is_struct = pyarrow.types.is_struct(self._table.schema.field(self.columns[0]).type)
-        return is_struct and self._table.lacks(self.columns[0], "bytes")
+        if not pyarrow.types.is_struct(self._table.schema.field(self.columns[0]).type):
+            return False
+        # Beside its bytes an image may have the name of the file that they once were.
+        paths = self._table.part(self.columns[0], "path")
+        return any(isinstance(path, str) and os.path.exists(path) for path in paths)
 
     def _open(self, index: int) -> Image.Image:
         contents, paths = self._encoded
@@ -233,8 +236,8 @@ class Table(ABC):
         """All rows of one column."""
 
     @abstractmethod
-    def lacks(self, name: str, part: str) -> bool:
-        """Whether some rows may have nothing in this part of a column of structs."""
+    def part(self, name: str, part: str) -> list[Any]:
+        """All rows of one part of a column of structs; parts are small, but for the images."""
 
 
 class ParquetTable(Table):
@@ -247,10 +250,15 @@ class ParquetTable(Table):
         self.schema = _reading(files[0], lambda _: opened[0].schema_arrow)
         self.files = tuple(files)
         self.rows = FileRows(files, [one.metadata.num_rows for one in opened])
-        self._lacking = {leaf for one in opened for leaf in _lacking(one.metadata)}
 
-    def lacks(self, name: str, part: str) -> bool:
-        return f"{name}.{part}" in self._lacking
+    def part(self, name: str, part: str) -> list[Any]:
+        from pyarrow import compute, parquet
+
+        def read(file: Path) -> list[Any]:
+            opened = parquet.ParquetFile(file, page_checksum_verification=True)
+            return compute.struct_field(opened.read(columns=[f"{name}.{part}"])[name], part).to_pylist()
+
+        return [value for file in self.files for value in _reading(file, read)]
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         import pyarrow
@@ -266,15 +274,6 @@ class ParquetTable(Table):
         return pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
-def _lacking(metadata: pyarrow.parquet.FileMetaData) -> Iterator[str]:
-    """The parts of columns of which a file's statistics do not say that each row has something there."""
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for part in map(group.column, range(group.num_columns)):
-            known = part.is_stats_set and part.statistics.has_null_count
-            if not known or part.statistics.null_count:
-                yield part.path_in_schema
-
-
 class MappedTable(Table):
     """A data set of the `datasets` library, mapped from its Arrow files."""
 
@@ -287,10 +286,10 @@ class MappedTable(Table):
     def column(self, name: str) -> pyarrow.ChunkedArray:
         return self._dataset.data.table[name]
 
-    def lacks(self, name: str, part: str) -> bool:
+    def part(self, name: str, part: str) -> list[Any]:
         from pyarrow import compute
 
-        return bool(compute.struct_field(self.column(name), part).null_count)
+        return compute.struct_field(self.column(name), part).to_pylist()
 
 
 class FileRows:
@@ -366,12 +365,12 @@ def _choose_column(table: Table, kind: str, wanted: str | None) -> str:
     names = table.schema.names
     if wanted is None:
         fitting = [field.name for field in table.schema if fits(field)]
-        if len(fitting) == 1:
-            return fitting[0]
-        raise InputError(
-            f"{table.rows} has {len(fitting)} columns that may hold {kind}s: give --{kind}-column, "
-            f"one of {', '.join(names)}"
-        )
+        if len(fitting) != 1:
+            raise InputError(
+                f"{table.rows} has {len(fitting)} columns that may hold {kind}s: give --{kind}-column, "
+                f"one of {', '.join(names)}"
+            )
+        (wanted,) = fitting
     if wanted not in names:
         raise InputError(
             f"no {kind} column {wanted!r} in {table.rows}: give --{kind}-column, one of {', '.join(names)}"
