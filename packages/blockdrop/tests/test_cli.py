@@ -221,14 +221,15 @@ def test_the_next_command_of_a_run_by_no_recipe_takes_about_as_long(epochs: int,
 def test_the_next_command_varies_images_as_this_one_did(name: str, optim: dict[str, int]) -> None:
     first = recipes.TRAIN[name]
     data = replace(first.data, pad=2, flip=not first.data.flip, holdout=0.1, train_split="train+extra")
-    run = replace(first.run, run_dir="elsewhere", mixed_precision="bf16", channels_last=True)
-    config = replace(first, data=data, optim=replace(first.optim, **optim), run=run)
+    pixel = replace(data, normalize="pixel") if not data.stream else data
+    run = replace(first.run, run_dir="elsewhere", mixed_precision="bf16", channels_last=True, seed=3)
+    config = replace(first, data=pixel, optim=replace(first.optim, **optim), run=run)
     found = parsed_finetune(next_arguments(config, Path("elsewhere/model")))
     assert found.data == data
     assert found.pretrained == "elsewhere/model"
     if optim:
         assert found.optim.batch_size == 32
-        assert (found.run.mixed_precision, found.run.channels_last) == ("bf16", True)
+        assert (found.run.mixed_precision, found.run.channels_last, found.run.seed) == ("bf16", True, 3)
     else:
         assert found.optim == recipes.FINETUNE[name].optim
 

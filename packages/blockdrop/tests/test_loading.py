@@ -401,8 +401,10 @@ def test_the_shortcut_of_a_trained_network_is_its_own(tmp_path: Path) -> None:
 
 def test_a_batch_of_one_small_image_has_no_variance_for_the_policy_network() -> None:
     net, small = BlockDropNet("resnet14", policy_pool=2), torch.zeros(1, 3, 8, 8)  # 4, 2, 1 pixels wide
-    with pytest.raises(InputError, match="--batch-size is 1, but must be 2 or more for each process: on images as sma"):
+    with pytest.raises(InputError, match="--batch-size is 1, but must be 2 or more: on images as small as these"):
         loading.check_policy_batch(net, small, 1)
+    with pytest.raises(InputError, match="--batch-size is 3, but must be 4 or more: on images as small as these"):
+        loading.check_policy_batch(net, small, 3, processes=2)
     loading.check_policy_batch(net, small, 2)
     loading.check_policy_batch(net, torch.zeros(1, 3, 16, 16), 1)
     assert net.policy.training

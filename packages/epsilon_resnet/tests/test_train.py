@@ -426,8 +426,8 @@ def test_how_near_the_first_block_is_to_be_discarded_is_said_where_none_is(
     said, largest = capsys.readouterr().out, story_of(tmp_path / "run")["epochs"][-1]["largest"]
     assert "next:" not in said
     assert said.endswith(
-        f"no block is discarded: the weakest is block {largest.index(min(largest))}, whose largest responses in the "
-        f"last epoch were {min(largest):.3g}, where --epsilon is 1e-06: raise it or train longer\n"
+        f"no block is discarded: the weakest is block {largest.index(min(largest))}, whose largest responses in "
+        f"epoch 1 were {min(largest):.3g}, where --epsilon is 1e-06: raise it or train longer\n"
     )
 
 

@@ -406,15 +406,17 @@ def _options(wanted: Any, usual: Any) -> list[str]:
 
 
 def variation_options(data: DataConfig, usual: DataConfig) -> str:
-    """The options that turn how `usual` splits and varies images into how `data` does, whichever images these are."""
+    """The options that turn how `usual` splits and varies images into how `data` does, whichever images these are, and
+    whatever they are normalised with, which a model folder says."""
     source = {entry.name: getattr(data, entry.name) for entry in dataclasses.fields(SourceConfig)}
-    return options(data, replace(usual, **source))
+    return options(data, replace(usual, **source, normalize=data.normalize))
 
 
 def training_options(config: Any, usual: Any) -> str:
     """The options by which a training that `usual` configures varies images, batches them and computes as that of
     `config` does; of another method, maybe, but both with `data`, `optim` and `run`."""
-    computing = replace(usual.run, mixed_precision=config.run.mixed_precision, channels_last=config.run.channels_last)
+    run = config.run  # its seed draws the images that are held out
+    computing = replace(usual.run, seed=run.seed, mixed_precision=run.mixed_precision, channels_last=run.channels_last)
     words = (variation_options(config.data, usual.data), options(computing, usual.run))
     return " ".join([*filter(None, words), f"--batch-size {config.optim.batch_size}"])
 

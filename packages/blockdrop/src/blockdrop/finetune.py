@@ -40,7 +40,7 @@ def finetune(config: FinetuneConfig) -> Path:
         data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         check_fit(net, data.train)
         check_batch_norm(net, data)
-        loading.check_policy_batch(net, data.example, config.optim.batch_size // run.accelerator.num_processes)
+        loading.check_policy_batch(net, data.example, config.optim.batch_size, run.accelerator.num_processes)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)

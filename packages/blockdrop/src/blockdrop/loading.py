@@ -163,13 +163,13 @@ def check_size(spec: models.Spec, images: Images | Stream) -> None:
 
 
 @torch.no_grad()
-def check_policy_batch(net: BlockDropNet, example: Tensor, images: int) -> None:
-    """Refuse a process's share of a batch, so many images, in which batch norms of the policy network see one value a
-    channel, of which there is no variance."""
+def check_policy_batch(net: BlockDropNet, example: Tensor, batch_size: int, processes: int = 1) -> None:
+    """Refuse batches of which batch norms of the policy network see one value a channel in a process's share: there is
+    no variance of it."""
     with in_eval_mode(net.policy):
-        values = images * net.policy.maps(example)[0, 0].numel()
-    wanted = "2 or more for each process: on images as small as these the policy network ends in one pixel"
-    check(images == 0 or values > 1, "--batch-size", images, wanted)
+        values = batch_size // processes * net.policy.maps(example)[0, 0].numel()
+    wanted = f"{2 * processes} or more: on images as small as these the policy network ends in one pixel"
+    check(values != 1, "--batch-size", batch_size, wanted)
 
 
 def _from_folder(config: BackboneConfig, folder: str, policy: dict[str, Any]) -> BlockDropNet:

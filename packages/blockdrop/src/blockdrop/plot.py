@@ -290,8 +290,9 @@ def main(config: PlotConfig) -> None:
     settings, result, records = _read_run(folder)
     found = Decisions.load(folder / "policies.npz")
     model = folder / "model"
-    preprocessing = weights.read_config(model)["preprocessing"] if model.is_dir() else {}
-    images = _test_images(settings, config.data_dir, preprocessing)
+    recorded = weights.read_config(model)["preprocessing"] if model.is_dir() else {}
+    # How the images are normalised is the configuration's affair, and nothing that is drawn.
+    images = _test_images(settings, config.data_dir, {"image_size": recorded.get("image_size")})
     labels = images.labels.numpy()
     if found.images.max() >= len(labels) or not np.array_equal(labels[found.images], found.labels):
         raise InputError(

@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> Path:
         preprocessing = loading.preprocessing(config)
         data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
-        loading.check_policy_batch(net, data.example, config.optim.batch_size // run.accelerator.num_processes)
+        loading.check_policy_batch(net, data.example, config.optim.batch_size, run.accelerator.num_processes)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)

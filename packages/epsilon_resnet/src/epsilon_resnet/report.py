@@ -110,11 +110,12 @@ def say_next(run: Run, config: TrainConfig, net: EpsilonResNet, epochs: Sequence
     blocks = blocks_of(net)
     if not any(block.is_discarded for block in blocks):
         if config.epsilon and epochs:
-            largest = epochs[-1]["largest"]
+            acted = epochs[: config.epsilon_stop]
+            largest = acted[-1]["largest"]
             block = min(range(len(largest)), key=largest.__getitem__)
             run.say(
-                f"no block is discarded: the weakest is block {block}, whose largest responses in the last epoch were "
-                f"{largest[block]:.3g}, where --epsilon is {config.epsilon:g}: raise it or train longer"
+                f"no block is discarded: the weakest is block {block}, whose largest responses in epoch {len(acted)} "
+                f"were {largest[block]:.3g}, where --epsilon is {config.epsilon:g}: raise it or train longer"
             )
         return
     command = f"next: epsilon-resnet-compress --model {shlex.quote(str(run.folder))}"
