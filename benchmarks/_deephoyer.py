@@ -66,8 +66,8 @@ def deephoyer_strengths(file: Mapping[str, Any]) -> str:
     """One row a strength: held-out images before the cut, after it and after fine-tuning, for the first seed; test
     images for all seeds, where held-out images chose it."""
     first, dense = file["settings"]["options"]["seeds"][0], file["dense"]
-    rows = [["dense", "", *["", "", f"{100 * dense['epochs'][-1]['held_out_top1']:.2f} %"]]]
-    rows[0] += [f"{100 * dense['result']['top1']:.2f} %", ""]
+    shares = [f"{100 * share:.2f} %" for share in (dense["epochs"][-1]["held_out_top1"], dense["result"]["top1"])]
+    rows = [["dense", "", "", "", *shares, ""]]
     for network in file["networks"]:
         if network["seed"] == first:
             held_out = [network["result"][f"held_out_top1_{stage}"] for stage in ("before", "cut", "tuned")]

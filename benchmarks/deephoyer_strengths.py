@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 from _results import write
+from _runs import finished, read_json
 from deephoyer import recipes
 from deephoyer.prune import prune
 from deephoyer.train import train
@@ -105,18 +106,13 @@ def pruned(regulariser: str, push: float, seed: int, dense: Path, options: Optio
     return {**facts, "folder": str(small), "training": outcome(sparse), **outcome(small)}
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run of a folder is."""
-    return (folder / "result.json").exists()
-
-
 def outcome(folder: Path) -> dict[str, Any]:
     """What a run ended with, its epochs, and where it ran."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
-        "result": json.loads((folder / "result.json").read_text(encoding="utf-8")),
+        "result": read_json(folder / "result.json"),
         "epochs": [json.loads(line) for line in lines],
-        "environment": json.loads((folder / "env.json").read_text(encoding="utf-8"))["starts"],
+        "environment": read_json(folder / "env.json")["starts"],
     }
 
 

@@ -127,7 +127,7 @@ def noisy(config: TrainConfig) -> None:
                 if this.step == 0:
                     this.log(first_loss=float(loss))
                 this.track(loss=loss)
-        this.finish(model, metrics=average.state_dict(), preprocessing=data.preprocessing, example=data.example)
+        this.finish(model, data, metrics=average.state_dict())
 
 
 # --- killed and resumed

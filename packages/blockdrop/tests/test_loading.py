@@ -399,6 +399,12 @@ def test_the_shortcut_of_a_trained_network_is_its_own(tmp_path: Path) -> None:
         assert str(refusal.value) == f"--shortcut is {given!r}, but must be {own}, as in {place}, or left out"
 
 
+def test_a_network_without_such_shortcuts_takes_none(tmp_path: Path) -> None:
+    folder = in_folder(BlockDropNet("torchvision/resnet18", num_classes=10), tmp_path / "m")
+    with pytest.raises(InputError, match=r"^--shortcut is 'conv', but must be left out$"):
+        loading.trained(BackboneConfig("torchvision/resnet18", shortcut="conv"), folder)
+
+
 def test_a_batch_of_one_small_image_has_no_variance_for_the_policy_network() -> None:
     net, small = BlockDropNet("resnet14", policy_pool=2), torch.zeros(1, 3, 8, 8)  # 4, 2, 1 pixels wide
     with pytest.raises(InputError, match="--batch-size is 1, but must be 2 or more: on images as small as these"):

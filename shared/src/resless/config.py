@@ -376,12 +376,12 @@ def check_output(path: str | None, option: str = "--output") -> None:
 
 def source_options(data: SourceConfig) -> str:
     """The options of a command line that name the same images, quoted for a shell."""
-    words = ["--dataset", data.dataset]
-    for entry in dataclasses.fields(SourceConfig)[1:]:
-        value, option = getattr(data, entry.name), f"--{entry.name.replace('_', '-')}"
-        if value != entry.default:
-            words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
+    source = SourceConfig(**_source_fields(data))
+    return shlex.join(["--dataset", data.dataset, *_options(source, SourceConfig(data.dataset))])
+
+
+def _source_fields(data: SourceConfig) -> dict[str, Any]:
+    return {entry.name: getattr(data, entry.name) for entry in dataclasses.fields(SourceConfig)}
 
 
 Config = TypeVar("Config")
@@ -408,8 +408,7 @@ def _options(wanted: Any, usual: Any) -> list[str]:
 def variation_options(data: DataConfig, usual: DataConfig) -> str:
     """The options that turn how `usual` splits and varies images into how `data` does, whichever images these are, and
     whatever they are normalised with, which a model folder says."""
-    source = {entry.name: getattr(data, entry.name) for entry in dataclasses.fields(SourceConfig)}
-    return options(data, replace(usual, **source, normalize=data.normalize))
+    return options(data, replace(usual, **_source_fields(data), normalize=data.normalize))
 
 
 def training_options(config: Any, usual: Any) -> str:

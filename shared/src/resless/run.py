@@ -8,7 +8,7 @@
                 ...                                      # one step of the method
                 run.track(loss=loss, accuracy=accuracy)
             run.log(held_out=...)
-        run.finish(model, metrics=...)
+        run.finish(model, data, metrics=...)
 
 The run folder holds `config.json`, `env.json`, `metrics.jsonl` (one line an epoch), `curves.png`, `result.json`,
 `checkpoints/` and `model/`. Until `prepare` nothing is written: bad input leaves nothing behind.
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -41,7 +41,7 @@ from torch import nn
 
 from resless import checkpoint, report, weights
 from resless.config import RunConfig, as_dict, flatten
-from resless.data.pipeline import Shards
+from resless.data.pipeline import Pipeline, Shards
 from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
@@ -202,22 +202,18 @@ class Run:
     def finish(
         self,
         model: nn.Module,
+        data: Pipeline,
         *,
         metrics: dict[str, Any],
-        preprocessing: dict[str, Any],
-        example: torch.Tensor,
         description: str = "",
-        class_names: Sequence[str] | None = None,
     ) -> Path:
         """Write the model folder, the curves and `result.json`; returns the model folder.
 
         Args:
             model: the trained network, as `prepare` returned it.
+            data: what it was trained on: how images are to be prepared, their size, what the logits stand for.
             metrics: what was measured at the end, JSON values.
-            preprocessing: what the network expects of its images.
-            example: one image [1, C, H, W], to count MACs with.
             description: Markdown for the model card.
-            class_names: what its logits stand for.
         """
         average_buffers(model, self.accelerator)
         folder = self.folder / "model"
@@ -226,11 +222,11 @@ class Run:
                 weights.save_pretrained(
                     self.accelerator.unwrap_model(model),
                     folder,
-                    preprocessing=preprocessing,
+                    preprocessing=data.preprocessing,
                     metrics=metrics,
                     description=description,
-                    example=example.to(self.accelerator.device),
-                    class_names=class_names,
+                    example=data.example.to(self.accelerator.device),
+                    class_names=data.train.class_names,
                     overwrite=True,
                 )
                 report.curves(self._history, self.folder / "curves.png")

@@ -50,13 +50,7 @@ def train(config: TrainConfig) -> Evaluation:
 
         # The test images are read once, here: nothing was chosen on them.
         test = evaluate(model, test_images, run.accelerator)
-        folder = run.finish(
-            model,
-            metrics=asdict(test),
-            preprocessing=data.preprocessing,
-            example=data.example,
-            class_names=data.class_names,
-        )
+        folder = run.finish(model, data, metrics=asdict(test))
         if run.accelerator.is_main_process:
             table("test images", ["images", "top-1 %", "top-5 %", "loss"], [_row(test)])
         run.say(f"next: resless-eval --model {quote(str(folder))} {source_options(config.data)}")

@@ -96,10 +96,8 @@ def report(run: Run, net: nn.Module, data: Pipeline, found: Mapping[str, Evaluat
     )
     folder = run.finish(
         net,
+        data,
         metrics={**asdict(first), "configurations": configurations},
-        preprocessing=data.preprocessing,
-        example=data.example,
-        class_names=data.class_names,
         description=description if isinstance(net, AdaptiveNet) else "",
     )
     if run.accelerator.is_main_process:

@@ -261,10 +261,8 @@ def report(
         print_summary(result)
     folder = run.finish(
         net,
+        data,
         metrics=result,
-        preprocessing=data.preprocessing,
-        example=data.example,
-        class_names=data.class_names,
         description=(
             "A policy network picks the residual blocks that run for each image (BlockDrop). The MACs below are those "
             f"of a blank image: the test images took {result['macs']:,.0f} on average, where the dense network takes "

@@ -148,11 +148,10 @@ def _check_alone(config: BackboneConfig, source: str) -> None:
 
 
 def _check_shortcut(config: BackboneConfig, backbone: nn.Module, source: str) -> None:
-    """Refuse another --shortcut than that of a residual network that says it itself; what is not known fits."""
-    known = models.spec_of(backbone)
-    found = models.origin(known).options.get("shortcut", known.options.get("shortcut"))
-    if config.shortcut is not None and found is not None:
-        check(config.shortcut == found, "--shortcut", config.shortcut, f"{found}, as in {source}, or left out")
+    """Refuse another --shortcut than that of a residual network that says it itself."""
+    found = models.origin(models.spec_of(backbone)).options.get("shortcut")
+    allowed = f"{found}, as in {source}, or left out" if found else "left out"
+    check(config.shortcut in (None, found), "--shortcut", config.shortcut, allowed)
 
 
 def check_size(spec: models.Spec, images: Images | Stream) -> None:

@@ -67,8 +67,16 @@ def of(model: str, pretrained: str | None, foreign: ForeignConfig) -> Source:
     check_left_to_folder(folder, shortcut=foreign.shortcut)
     shape = described["costs"].get("image_shape")
     preprocessing = described["preprocessing"] | foreign.statistics
-    known = described["metrics"], shape and tuple(shape), described.get("class_names")
-    return Source(folder, folder, None, None, preprocessing, *known)
+    return Source(
+        folder,
+        folder,
+        checkpoint=None,
+        shortcut=None,
+        preprocessing=preprocessing,
+        metrics=described["metrics"],
+        image_shape=shape and tuple(shape),
+        class_names=described.get("class_names"),
+    )
 
 
 def check_left_to_folder(folder: str, **options: object) -> None:

@@ -134,13 +134,7 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
         zeroed = after_cut if config.compact else run.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         plain = copy.deepcopy(zeroed).cpu()
         pruned = Pruned(held_out, test, sparsity(plain, data.example, config.round_to), sensitivity, limits)
-        folder = run.finish(
-            model,
-            metrics=metrics(pruned),
-            preprocessing=data.preprocessing,
-            example=data.example,
-            class_names=data.class_names,
-        )
+        folder = run.finish(model, data, metrics=metrics(pruned))
         if run.accelerator.is_main_process:
             if config.rule != "tied":  # where no single norm decides
                 draw_histogram(before, config.rule, limits, run.folder / "histogram.png")

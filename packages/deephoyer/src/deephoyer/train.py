@@ -70,13 +70,7 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         if test_images is not None:  # once, here, and nothing is chosen by it
             metrics = asdict(evaluate(model, test_images, run.accelerator))
             run.say(f"accuracy on {metrics['images']:,} test images {100 * metrics['top1']:.2f} %, nothing cut yet")
-        folder = run.finish(
-            model,
-            metrics=metrics,
-            preprocessing=data.preprocessing,
-            example=data.example,
-            class_names=data.class_names,
-        )
+        folder = run.finish(model, data, metrics=metrics)
         if read_test:
             run.say(f"next: deephoyer-prune {next_arguments(config, folder, macs)}")
     return folder

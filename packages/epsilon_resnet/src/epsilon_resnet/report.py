@@ -48,7 +48,7 @@ class Story:
             "model": asdict(models.spec_of(net)),
             "preprocessing": data.preprocessing,
             "image_shape": list(data.train.image_shape),
-            "class_names": list(data.class_names),
+            "class_names": list(data.train.class_names),
         }
         self._write(NETWORK, network)
 
@@ -82,10 +82,8 @@ def finish(run: Run, net: EpsilonResNet, data: Pipeline, story: dict[str, Any], 
     }
     folder = run.finish(
         net,
+        data,
         metrics=metrics,
-        preprocessing=data.preprocessing,
-        example=data.example,
-        class_names=data.class_names,
         description=(
             f"A network whose blocks discard themselves where their responses stay under ε = {story['epsilon']:g} "
             f"(ε-ResNet): {len(discarded)} of {net.num_blocks} are discarded. `epsilon-resnet-compress` writes the "

@@ -133,11 +133,6 @@ class Pipeline:
         return {"image_size": width if height == width else [height, width], **self.statistics}
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """What the labels of the training images stand for, in order."""
-        return self.train.class_names
-
-    @property
     def example(self) -> torch.Tensor:
         """A blank image [1, C, H, W] of the size at which a network is evaluated, to count costs with."""
         return torch.zeros(1, *self.train.image_shape)
