@@ -109,14 +109,14 @@ def skipping(throughput: Sequence[Mapping[str, Any]], network: str, blocks: floa
 
 def of_epsilon(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Networks that discarded blocks, and shallower ones; the dense one is that of the same training without a gate."""
-    plain = file["networks"]["plain"]
     for name, run in file["networks"].items():
-        kind = name.partition(" ")[0]
+        kind, seed = name.partition(" ")[0], run["settings"]["run"]["seed"]
         if kind not in ("epsilon", "shallower"):
             continue
+        dense = file["networks"][f"plain, seed {seed}" if seed else "plain"]
         setting = f"ε {run['settings']['epsilon']:g}" if kind == "epsilon" else f"{2 + 6 * run['settings']['n']} layers"
-        facts = (run["settings"]["run"]["seed"], len(run["epochs"]), run["result"]["top1"], run["parameters"])
-        cost = (run["macs"], *speedups(file["latency"], name), plain["result"]["top1"], plain["macs"])
+        facts = (seed, len(run["epochs"]), run["result"]["top1"], run["parameters"])
+        cost = (run["macs"], *speedups(file["latency"], name), dense["result"]["top1"], dense["macs"])
         method = "ε-ResNet" if kind == "epsilon" else BASELINES[0]
         yield Point(method, network, setting, *facts, *cost, file["benchmark"])
 

@@ -4,8 +4,9 @@
     python benchmarks/epsilon_cifar.py --data-dir FOLDER_WITH_CIFAR10 --n 18   # where a GPU is at hand
 
 The recipe for a short schedule, run as a user would run it, each network in a process of its own; then each network
-that lost blocks is compressed, and timed against the plain one, interleaved. Finished runs below `--runs` are not
-repeated, so that several processes can do some `--names` each, and one more collect them all.
+that lost blocks is compressed; those of the first seed are timed against the plain one, interleaved. Finished runs
+below `--runs` are not repeated, so that several processes can do some `--names` or `--seeds` each, and one more collect
+them all.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Options:
     names: tuple[str, ...] | None = None
     """Networks to train, `plain`, `plain, side head`, `epsilon NUMBER` or `shallower BLOCKS` (in each stage), the plain
     one first; None takes all."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds to train each network with."""
+    called: str | None = None
+    """Name of the results, as epsilon-cifar-seeds; None takes epsilon-cifar, with n where it is not 5."""
     runs: str | None = None
     """Folder of the runs; None takes runs/ and the name of the results."""
     collect: bool = True
@@ -62,7 +67,7 @@ class Options:
     @property
     def results(self) -> str:
         """Name of the results."""
-        return "epsilon-cifar" if self.n == 5 else f"epsilon-cifar-n{self.n}"
+        return self.called or ("epsilon-cifar" if self.n == 5 else f"epsilon-cifar-n{self.n}")
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -73,17 +78,22 @@ class Options:
 
 def main(options: Options) -> None:
     """Train, then compare, and write one result file."""
-    results = {name: train(name, options) for name in options.networks}
+    results = {
+        f"{name}{of_seed(seed, ', seed ')}": train(name, seed, options)
+        for name in options.networks
+        for seed in options.seeds
+    }
     if options.collect:
         torch.set_num_threads(options.threads)
         write(options.results, {"networks": results, "latency": timed(options)})
 
 
-def train(name: str, options: Options) -> dict[str, Any]:
+def train(name: str, seed: int, options: Options) -> dict[str, Any]:
     """One run of the recipe, and its compression, unless they are there; what came out."""
-    folder = folder_of(name, options)
+    folder = folder_of(name, seed, options)
     images = data(options.data_dir)
-    trained = run("epsilon_resnet.train", RECIPES[options.n], folder, [*settings(name), *images])
+    arguments = ["--seed", str(seed), *settings(name), *images]
+    trained = run("epsilon_resnet.train", RECIPES[options.n], folder, arguments)
     if trained["result"]["discarded"] and not (folder / "compressed").exists():
         # What is discarded but has not decayed in so few epochs goes too: the accuracy is measured before and after.
         command = [sys.executable, "-m", "epsilon_resnet.compress", "--model", str(folder), "--force", "--repeats", "0"]
@@ -105,14 +115,21 @@ def settings(name: str) -> list[str]:
 
 
 def timed(options: Options) -> list[dict[str, Any]]:
-    """Every compressed network against the plain one."""
-    networks = {name: weights.from_pretrained(network_of(folder_of(name, options))) for name in options.networks}
+    """Every compressed network of the first seed against the plain one."""
+    folders = {name: folder_of(name, options.seeds[0], options) for name in options.networks}
+    networks = {name: weights.from_pretrained(network_of(folder)) for name, folder in folders.items()}
     return against_the_first(networks, (3, 32, 32), batches=(1, 256), repeats=options.repeats)
 
 
-def folder_of(name: str, options: Options) -> Path:
+def folder_of(name: str, seed: int, options: Options) -> Path:
     """The run folder of a network."""
-    return Path(options.runs or f"runs/{options.results}") / name.replace(", ", "-").replace(" ", "-")
+    own = f"{name.replace(', ', '-').replace(' ', '-')}{of_seed(seed, '-seed')}"
+    return Path(options.runs or f"runs/{options.results}") / own
+
+
+def of_seed(seed: int, before: str) -> str:
+    """The end of the names of its runs: nothing for seed 0."""
+    return f"{before}{seed}" if seed else ""
 
 
 def network_of(folder: Path) -> Path:
