@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from resless import compare, costs, models, weights
+from resless import cli, compare, costs, models, weights
 from resless.config import CompareConfig, SourceConfig
 from resless.errors import InputError
-from resless.testing import environment
+from resless.testing import succeeded
 from torch import nn
 
 STATISTICS = {"mean": [0.3], "std": [0.4]}
@@ -144,13 +142,10 @@ def test_times_have_three_digits(milliseconds: float, shown: str) -> None:
 
 def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: Path) -> None:
     named = [f"long={folders['resnet14']}", str(folders["resnet8"])]
-    command = [sys.executable, "-m", "resless.compare", *named, "--batch-sizes", "1", "2", "--repeats", "2"]
-    written = ["--output", "found.json", "--picture", "found.png"]
-    done = subprocess.run(
-        [*command, *written], cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
-    )
-    assert done.stdout.count("speed-ups over long") == 1
-    said = done.stdout.splitlines()
+    options = ["--batch-sizes", "1", "2", "--repeats", "2", "--output", "found.json", "--picture", "found.png"]
+    printed = succeeded(cli.compare, *named, *options, cwd=tmp_path)
+    assert printed.count("speed-ups over long") == 1
+    said = printed.splitlines()
     assert said[:4] == [
         "network 1 of 2, long: evaluating",
         "network 2 of 2, resnet8: evaluating",
