@@ -1,20 +1,25 @@
-"""Automatic augmentation, image by image: torchvision's policies under the names of its reference recipes."""
+"""Automatic augmentation, image by image: torchvision's policies under the names of its reference recipes.
+
+torchvision, which takes half a second to import, is imported where it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from resless.errors import check
+
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """uint8 [C, H, W] of any size -> uint8 [C, size, size]; draws from torch's default CPU generator only."""
 
-_AUTO_AUGMENT = tuple(policy.value for policy in v2.AutoAugmentPolicy)  # imagenet, cifar10, svhn
+_AUTO_AUGMENT = ("imagenet", "cifar10", "svhn")
 NAMES = ("ra", "ta_wide", "augmix", *_AUTO_AUGMENT)
 
 
@@ -30,6 +35,8 @@ def auto_augment(name: str, interpolation: str = "bilinear") -> Transform:
     Policies change PIL's images, as in torchvision's reference recipes: on tensors they know no bicubic interpolation.
     Only its AugMix is written for tensors, hence InputError for `augmix` with bicubic; and for other names.
     """
+    from torchvision.transforms import v2
+
     check(name in NAMES, "auto_augment", name, f"one of {', '.join(NAMES)}")
     mode = interpolation_mode(interpolation)
     if name == "augmix":
@@ -44,6 +51,8 @@ def auto_augment(name: str, interpolation: str = "bilinear") -> Transform:
 
 def interpolation_mode(name: str) -> InterpolationMode:
     """torchvision's constant for `bilinear` or `bicubic`."""
+    from torchvision.transforms import InterpolationMode
+
     check(name in ("bilinear", "bicubic"), "interpolation", name, "bilinear or bicubic")
     return InterpolationMode(name)
 

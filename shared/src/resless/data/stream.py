@@ -2,7 +2,7 @@
 
 Each image's transform draws from a generator seeded by (seed, epoch, index), and which repeat of the image it is, and
 the order by (seed, epoch): batches do not depend on the number of workers, and resuming in the middle of an epoch is
-exact.
+exact. torchvision, which takes half a second to import, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, v2
 
 from resless.data.augment import jitter, lighting_shift, normalise
 from resless.data.loaders import check_batch_size, generator, mix, repeat, share_of, shares, statistics
@@ -23,6 +22,9 @@ from resless.data.policies import Transform, interpolation_mode
 from resless.data.policies import auto_augment as policy_of
 from resless.data.samples import Samples
 from resless.errors import InputError, check
+
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
 
 _ORDER = -1
 _PREFETCH_FACTOR = 4
@@ -50,6 +52,8 @@ def train_transform(
     each channel on the [0, 1] scale. The order is that of torchvision's reference recipes. `interpolation` is that of
     resizing and of the policy.
     """
+    from torchvision.transforms import v2
+
     mode = interpolation_mode(interpolation)
     check(0 <= random_erase <= 1, "random_erase", random_erase, "a probability from 0 to 1")
     check(mean is not None or not random_erase, "mean", mean, "given together with random_erase")
@@ -81,6 +85,8 @@ class Lighting:
 
 def eval_transform(size: int = 224, resize: int = 256, interpolation: str = "bilinear") -> Transform:
     """The shorter side resized to `resize`, then the central `size` x `size` pixels."""
+    from torchvision.transforms import v2
+
     mode = interpolation_mode(interpolation)
     return v2.Compose([ShorterSide(resize, mode), v2.CenterCrop(size)])
 
@@ -97,6 +103,8 @@ class ShorterSide:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, size, >= size] or [C, >= size, size]"""
+        from torchvision.transforms import v2
+
         height, width = image.shape[1:]
         pixels = self.size**2 * max(height, width) // min(height, width)
         if pixels > _MAX_RESIZED_PIXELS:
