@@ -267,5 +267,5 @@ def test_another_configuration_is_refused_by_the_names_of_its_fields(tmp_path):
     other = {"model": "lenet_300_100", "optim": {"lr": 0.2, "milestones": [81, 122]}, "run": {"resume": None}}
     with pytest.raises(InputError) as refused:
         checkpoint.check(folder, world_size=1, config=other)
-    assert "model = 'lenet5' (now 'lenet_300_100'), optim.lr = 0.1 (now 0.2)" in str(refused.value)
+    assert "trained with --model = 'lenet5' (now 'lenet_300_100'), --lr = 0.1 (now 0.2)" in str(refused.value)
     assert "milestones" not in str(refused.value)

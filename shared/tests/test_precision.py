@@ -84,7 +84,7 @@ def test_a_checkpoint_belongs_to_what_auto_stood_for(tmp_path: Path, monkeypatch
     done(forked(lambda: train(training(None))))
     monkeypatch.setattr(precision, "computes_in_bf16", lambda: True)
     ended = forked(lambda: train(training("auto")))[0]
-    assert "run.mixed_precision = 'no' (now 'bf16'): give the same, or start anew" in ended.printed
+    assert "--mixed-precision = 'no' (now 'bf16'): give the same, or start anew" in ended.printed
 
 
 def test_machines_of_which_only_some_compute_in_bf16_are_refused(tmp_path: Path) -> None:

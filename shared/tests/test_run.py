@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_refused_by_what_differs(tmp_path, finished):
     resume = str(finished / "checkpoints" / "epoch_0002")
     other = replace(LENET, optim=replace(LENET.optim, lr=0.1), model="resnet8")
     sentence = refused(lambda: train(config_in(other, new, resume=resume)))
-    assert "model = 'lenet_300_100' (now 'resnet8'), optim.lr = 0.003 (now 0.1)" in sentence
+    assert "--model = 'lenet_300_100' (now 'resnet8'), --lr = 0.003 (now 0.1)" in sentence
     sentence = refused(lambda: train(config_in(LENET, new, resume=resume)), processes=2)
     assert "was written by 1 processes (world size), but this run has 2" in sentence
     for nonsense, expected in (

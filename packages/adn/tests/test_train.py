@@ -633,5 +633,5 @@ def test_a_run_is_resumed_with_its_own_configuration(training: Training, tmp_pat
     config = training(tmp_path / "run", optim=Optim("adam", batch_size=128, epochs=1))
     train(config)
     again = replace(config, alpha=0.7, run=replace(config.run, resume="auto"))
-    with pytest.raises(InputError, match=r"was trained with alpha = 0.5 \(now 0.7\)"):
+    with pytest.raises(InputError, match=r"was trained with --alpha = 0.5 \(now 0.7\)"):
         train(again)

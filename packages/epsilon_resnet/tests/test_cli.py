@@ -185,7 +185,7 @@ def refuse_after_the_pipeline(folder: Path, planted: str) -> None:
     sentence = refused(cli.train, *arguments, cwd=folder)
     assert "run folder trained exists: go on with --resume auto" in sentence
     sentence = refused(cli.train, *arguments, "-n", "3", "--resume", "auto", cwd=folder)
-    assert "was trained with n = 2 (now 3)" in sentence
+    assert "was trained with --n = 2 (now 3)" in sentence
     assert sentence.endswith(": give the same, or start anew")
     sentence = refused(cli.compress, "--dir", "trained", cwd=folder)
     assert "trained/compressed exists and is not empty: choose another folder" in sentence

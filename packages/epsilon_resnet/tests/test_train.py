@@ -780,10 +780,10 @@ def test_bad_input_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n": 3}, r"was trained with n = 2 \(now 3\): give the same, or start anew"),
-        ({"n": None, "depth": 18}, r"was trained with n = 2 \(now None\), depth = None \(now 18\)"),
-        ({"epsilon": 2.0}, r"was trained with epsilon = 1\.0 \(now 2\.0\)"),
-        ({"retire_after": 3}, r"was trained with retire_after = 1 \(now 3\)"),
+        ({"n": 3}, r"was trained with --n = 2 \(now 3\): give the same, or start anew"),
+        ({"n": None, "depth": 18}, r"was trained with --n = 2 \(now None\), --depth = None \(now 18\)"),
+        ({"epsilon": 2.0}, r"was trained with --epsilon = 1\.0 \(now 2\.0\)"),
+        ({"retire_after": 3}, r"was trained with --retire-after = 1 \(now 3\)"),
     ],
 )
 def test_a_run_is_resumed_with_its_own_configuration(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

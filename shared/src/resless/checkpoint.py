@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resless.config import changed_fields
+from resless.config import changed_fields, option_name
 from resless.errors import InputError
 from resless.files import sha256, write_text
 
@@ -151,7 +151,7 @@ def check(folder: Path, *, world_size: int, config: dict[str, Any]) -> None:
         )
     changes = changed_fields(manifest["config"], config)
     if changes:
-        what = ", ".join(f"{name} = {old!r} (now {new!r})" for name, (old, new) in changes.items())
+        what = ", ".join(f"{option_name(name)} = {old!r} (now {new!r})" for name, (old, new) in changes.items())
         raise InputError(f"checkpoint {folder} was trained with {what}: give the same, or start anew")
 
 

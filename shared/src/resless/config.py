@@ -395,13 +395,13 @@ def options(wanted: Config, usual: Config) -> str:
 def _options(wanted: Any, usual: Any) -> list[str]:
     words = list[str]()
     for entry in dataclasses.fields(wanted):
-        value, other, option = getattr(wanted, entry.name), getattr(usual, entry.name), entry.name.replace("_", "-")
+        value, other, option = getattr(wanted, entry.name), getattr(usual, entry.name), option_name(entry.name)
         if dataclasses.is_dataclass(value):
             words += _options(value, other)
         elif value != other and isinstance(value, bool):
-            words += [f"--{option}" if value else f"--no-{option}"]
+            words += [option if value else option.replace("--", "--no-", 1)]
         elif value != other:
-            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+            words += [option, *map(str, value if isinstance(value, tuple) else [value])]
     return words
 
 
@@ -437,6 +437,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         flat.update(nested)
     return flat
+
+
+def option_name(field: str) -> str:
+    """The option of a command line that sets a field, by its name or, as of `flatten`, its dotted key."""
+    return f"--{field.rpartition('.')[2].replace('_', '-')}"
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
