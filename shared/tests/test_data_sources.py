@@ -509,6 +509,15 @@ class TestMissing:
         with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
             open_samples(str(tmp_path / "nowhere"))
 
+    def test_options_without_effect_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"--data-dir is 'data', but must be left out, for digits come with the"):
+            open_samples("digits", "test", "data")
+        with pytest.raises(InputError, match="--label-column is 'kind', but must be left out, for digits"):
+            open_samples("digits", label_column="kind")
+        write_image(tmp_path / "train" / "cat" / "x.png", pictures(1)[0])
+        with pytest.raises(InputError, match=f"--image-column is 'img', but .*, for the files in {tmp_path} are no"):
+            open_samples(str(tmp_path), image_column="img")
+
     def test_folder_given_twice(self, tmp_path):
         with pytest.raises(InputError, match="is a folder already: leave --data-dir"):
             open_samples(str(tmp_path), "train", tmp_path)
