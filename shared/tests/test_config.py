@@ -86,7 +86,7 @@ def test_colours_are_left_alone_unless_asked_for():
 
 def test_torchvisions_reference_recipes_are_off_unless_asked_for():
     off = DataConfig()
-    assert (off.auto_augment, off.random_erase, off.repeats, off.interpolation) == (None, 0.0, 1, "bilinear")
+    assert (off.auto_augment, off.random_erase, off.repeats, off.interpolation) == (None, 0.0, 1, None)
     assert (off.train_crop_size, off.val_resize_size) == (None, None)
     streamed = DataConfig(stream=True, train_crop_size=176, val_resize_size=232, auto_augment="ta_wide", repeats=4)
     assert (streamed.train_crop_size, streamed.val_resize_size, streamed.repeats) == (176, 232, 4)

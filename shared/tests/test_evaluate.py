@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from resless import cli, models, weights
 from resless.calibrate import calibration_batches, recalibrate
-from resless.config import DataConfig, EvalConfig
+from resless.config import DataConfig, EvalConfig, SourceConfig
 from resless.data.pipeline import Pipeline, Shards
 from resless.errors import InputError
 from resless.evaluate import Confusion, Evaluation, average_buffers, evaluate, evaluate_each, main
@@ -313,6 +314,30 @@ def test_bf16_and_channels_last_change_the_accuracy_little(tmp_path):
     assert fast.loss == pytest.approx(exact.loss, rel=0.05)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_images_of_a_part_of_the_classes_count_as_what_the_network_calls_them(named, tmp_path, monkeypatch):
+    """Folders of images are numbered anew where a class has none; a table states its numbers."""
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
+    names = ["cat", "cow", "dog", "owl"]
+    model = models.create("lenet_300_100", num_classes=4, in_channels=1, image_size=2)
+    with torch.no_grad():
+        model.fc3.weight.zero_()
+        model.fc3.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))  # whatever it sees is an owl
+    statistics = {"image_size": 2, "mean": [0.5], "std": [0.5]}
+    weights.save_pretrained(model, tmp_path / "m", preprocessing=statistics, class_names=names if named else None)
+    for kind, count in {"cow" if named else "1": 1, "owl" if named else "2": 3}.items():
+        (tmp_path / "data" / "test" / kind).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (2, 2)).save(tmp_path / "data" / "test" / kind / f"{number}.png")
+    files = {"confusion_matrix": str(tmp_path / "c.png"), "output": str(tmp_path / "result.json")}
+    config = EvalConfig(model=str(tmp_path / "m"), data=SourceConfig(str(tmp_path / "data")), **files)
+    result = main(config)
+    counts = json.loads((tmp_path / "result.json").read_text())["confusion"]
+    found = {1: 1, 3: 3} if named else {1: 1, 2: 3}
+    assert counts == [[0, 0, 0, found.get(label, 0)] for label in range(4)]
+    assert (result.images, result.top1) == (4, 0.75 if named else 0.0)
+
+
 def test_a_confusion_matrix_is_drawn_and_its_counts_are_written(folder, tmp_path):
     files = {"confusion_matrix": str(tmp_path / "confusion.png"), "output": str(tmp_path / "result.json")}
     result = main(EvalConfig(model=str(folder), **files))
@@ -372,7 +397,8 @@ def test_batch_norms_are_recalibrated_before_the_evaluation(tmp_path):
             "the images are 1 x 8 x 8 in 10 classes, but lenet_300_100 was trained on 1 x 28 x 28 in",
         ),
         (["--model", "lenet", "--mean", "0.5"], "--std is None, but must be given together with --mean"),
-        (["--model", "lenet", "--mean", "0.5", "0.5", "--std", "1", "1"], "one number for each of 1 channels"),
+        (["--model", "lenet", "--mean", "0.5", "0.5", "--std", "1", "1"], "the images of digits have 1 channel, but"),
+        (["--model", "lenet", "--data-dir", "."], "--data-dir is '.', but must be left out, for digits come with the"),
         (
             ["--model", "lenet", "--shortcut", "conv", "--dropout", "0.1"],
             "--model is 'lenet', but must be given without",

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import io
+import json
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from resless import models, weights
 from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
 from resless.data import Batches, StreamBatches
@@ -250,6 +256,7 @@ def test_the_preprocessing_of_another_network_can_be_given():
 
 def test_a_trained_networks_preprocessing_takes_the_place_of_the_data_sets():
     data = Pipeline(DataConfig(holdout=0.2), 0, Shards(), {"mean": (0.1,), "std": [0.2], "image_size": 99})
+    data.training(64)
     assert data.preprocessing == {"image_size": 8, "mean": [0.1], "std": [0.2]}
     own = data.train.images[data.split[1]].float() / 255
     images = torch.cat([images for images, _ in data.held_out()])
@@ -286,6 +293,76 @@ def test_a_named_data_set_is_not_evaluated_at_another_size_than_the_network_was_
     data = Pipeline(SourceConfig(image_size=16), 0, Shards(), trained_at)
     images, _ = next(iter(data.evaluation(data.test)))
     assert images.shape[1:] == (1, 16, 16)
+    data = Pipeline(DataConfig(), 0, Shards(), trained_at)
+    with pytest.raises(InputError, match="the size of the images of digits is '8 x 8', but must be 16 x 16"):
+        data.evaluation(data.train)
+    data.training(64)  # what trains further may do so at another size
+    assert data.preprocessing["image_size"] == 8
+    for images in (data.train, data.test):
+        assert next(iter(data.evaluation(images)))[0].shape[1:] == (1, 8, 8)
+
+
+def test_streamed_images_are_resized_as_those_that_the_network_was_trained_on(pets):
+    source = SourceConfig(pets, stream=True, workers=0)
+    trained = {"image_size": 6, "val_resize_size": 9, "interpolation": "bicubic"}
+
+    def evaluated(config: SourceConfig, recorded: dict[str, object] | None = None) -> torch.Tensor:
+        data = Pipeline(config, 0, Shards(), recorded)
+        ((images, _),) = data.evaluation(data.test)
+        return images
+
+    recorded = Pipeline(replace(source, **trained), 0, Shards()).preprocessing
+    assert recorded.items() >= trained.items()
+    assert torch.equal(evaluated(source, recorded), evaluated(replace(source, **trained)))
+    for given in ({"val_resize_size": 8}, {"interpolation": "bilinear"}, {"image_size": 7, "val_resize_size": 7}):
+        expected = evaluated(replace(source, **(trained | given)))
+        assert torch.equal(evaluated(replace(source, **given), recorded), expected), given
+    # To what the shorter side is resized belongs to the side that is cut out.
+    wider, bicubic = replace(source, image_size=7), replace(source, image_size=7, interpolation="bicubic")
+    assert torch.equal(evaluated(wider, recorded), evaluated(bicubic))
+    for name, value in {"interpolation": "nearest", "val_resize_size": "big"}.items():
+        with pytest.raises(InputError, match=name):
+            evaluated(source, recorded | {name: value})
+
+
+def test_streamed_images_of_a_named_data_set_get_the_size_of_the_network():
+    source, trained_at = SourceConfig(stream=True, workers=0), {"image_size": 16}
+    data = Pipeline(source, 0, Shards(), trained_at)
+    assert next(iter(data.evaluation(data.test)))[0].shape[1:] == (1, 16, 16)
+    data = Pipeline(replace(source, image_size=12), 0, Shards(), trained_at)
+    assert next(iter(data.evaluation(data.test)))[0].shape[1:] == (1, 12, 12)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_classes_of_images_are_those_of_the_network_that_is_evaluated(stream, pets, tmp_path):
+    shutil.rmtree(tmp_path / "pets" / "train")
+    (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "owl")
+    source = SourceConfig(pets, image_size=5, stream=stream, workers=0)
+    alone = Pipeline(source, 0, Shards())
+    assert (alone.test.class_names, alone.test.labels.tolist()) == (("cat", "owl"), [0] * 10 + [1] * 10)
+    known = ("cat", "dog", "owl")
+    data = Pipeline(source, 0, Shards(), {"mean": [0.5] * 3, "std": [0.5] * 3}, known)
+    assert (data.test.class_names, data.test.num_classes) == (known, 3)
+    assert data.test.labels.tolist() == [0] * 10 + [2] * 10
+    ((_, labels),) = data.evaluation(data.test)
+    assert labels.tolist() == [0] * 10 + [2] * 10
+    other = Pipeline(source, 0, Shards(), None, ("cat", "dog", "hen"))
+    with pytest.raises(InputError, match=f"^the images of {pets} show owl, not only the 3 classes that the network is"):
+        _ = other.test
+
+
+def test_test_images_are_numbered_as_the_training_images_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
+    content = io.BytesIO()
+    Image.linear_gradient("L").save(content, "PNG")
+    for split, names in {"train": ["cat", "dog", "owl"], "test": ["owl", "cat"]}.items():
+        table = pyarrow.table({"image": [content.getvalue()] * len(names), "label": list(range(len(names)))})
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        parquet.write_table(table, tmp_path / f"{split}-0.parquet")
+    data = pipeline(dataset=str(tmp_path))
+    data.training(3)
+    assert (data.test.class_names, data.test.labels.tolist()) == (("cat", "dog", "owl"), [2, 0])
 
 
 def test_images_that_are_not_square_keep_their_size_and_both_sides_are_recorded(pets, tmp_path):
@@ -319,11 +396,10 @@ def test_preprocessing_without_statistics_leaves_the_data_sets(given):
 
 def test_preprocessing_for_other_channels_is_refused():
     data = Pipeline(DataConfig(), 0, Shards(), {"mean": [0.1] * 3, "std": [0.2] * 3})
-    with pytest.raises(
-        InputError,
-        match=r"mean is \(0\.1, 0\.1, 0\.1\), but must be one number for each of 1 channels, as these images have",
-    ):
-        data.training(64)
+    sentence = "the images of digits have 1 channel, but the mean that the network comes with, or that was given, is of"
+    for batches in (data.training, lambda size: data.evaluation(data.test, size)):
+        with pytest.raises(InputError, match=f"^{sentence} 3 channels: give the --dataset that it was trained on$"):
+            batches(64)
 
 
 def test_shards_are_those_of_the_accelerator():
@@ -370,7 +446,9 @@ def test_streamed_images_train_and_evaluate_a_network(tmp_path):
     found = train(config)
     assert (found.images, found.top1) == (7, 1.0)
     settings = weights.read_config(tmp_path / "run" / "model")
-    assert settings["preprocessing"] == {"image_size": 16, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    statistics = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    size = {"image_size": 16, "val_resize_size": 18, "interpolation": "bilinear"}
+    assert settings["preprocessing"] == size | statistics
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_the_authors_evaluations(
     assert config.batch_size == 256
     assert (config.data.dataset, config.data.stream) == ("imagenet", True)
     assert str(config.data.data_dir).endswith("ILSVRC2012")
-    assert config.data.interpolation == ("bicubic" if config.model == "swin_t" else "bilinear")
+    assert config.data.interpolation == ("bicubic" if config.model == "swin_t" else None)
     assert config.data.val_resize_size == (224 if config.model == "swin_t" else None)
 
 

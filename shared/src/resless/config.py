@@ -45,9 +45,10 @@ class SourceConfig:
     """Worker processes that decode streamed images, for each process of the run."""
     val_resize_size: int | None = None
     """Pixels to which the shorter side of an evaluated image is resized before its middle is cut out, with --stream;
-    None: 256/224 of the side that is cut out."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How streamed images are resized, and how --auto-augment turns and shears; other images are resized bilinearly."""
+    None: as for the network that is given, else 256/224 of the side that is cut out."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How streamed images are resized, and how --auto-augment turns and shears; other images are resized bilinearly.
+    None: as for the network that is given, else bilinear."""
 
     def __post_init__(self) -> None:
         catalog.get(self.dataset)  # refuses unknown names
@@ -55,7 +56,10 @@ class SourceConfig:
         _check_side("--image-size", self.image_size)
         _check_side("--val-resize-size", self.val_resize_size, needs_stream=not self.stream)
         check(
-            self.interpolation in ("bilinear", "bicubic"), "--interpolation", self.interpolation, "bilinear or bicubic"
+            self.interpolation in (None, "bilinear", "bicubic"),
+            "--interpolation",
+            self.interpolation,
+            "bilinear or bicubic",
         )
 
 
@@ -103,7 +107,7 @@ class DataConfig(SourceConfig):
         check(0 <= self.lighting < math.inf, "--lighting", self.lighting, "0 or more, and finite")
         known = get_args(AutoAugment)
         check(self.auto_augment in (None, *known), "--auto-augment", self.auto_augment, f"one of {', '.join(known)}")
-        mixed = self.auto_augment == "augmix" and self.interpolation != "bilinear"
+        mixed = self.auto_augment == "augmix" and self.interpolation == "bicubic"
         check(not mixed, "--interpolation", self.interpolation, "bilinear with --auto-augment augmix")
         check(0 <= self.random_erase <= 1, "--random-erase", self.random_erase, "a probability from 0 to 1")
         _check_side("--train-crop-size", self.train_crop_size, needs_stream=not self.stream)

@@ -156,7 +156,7 @@ def main(config: EvalConfig) -> Evaluation:
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)
-    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), _preprocessing(config))
+    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), **_expected(config))
     images = data.train if config.split == "train" else data.test
     model = _network(config, images)
     batches = data.evaluation(images, config.batch_size)
@@ -186,12 +186,16 @@ def main(config: EvalConfig) -> Evaluation:
     return result
 
 
-def _preprocessing(config: EvalConfig) -> dict[str, Any]:
-    """What the network expects of its images: as the model folder has it, but for what is given."""
+def _expected(config: EvalConfig) -> dict[str, Any]:
+    """What the network expects of its images and calls their classes: as the model folder has it, but what is given."""
     from resless import weights
 
-    recorded = {} if config.weights else weights.read_config(config.model)["preprocessing"]
-    return recorded if config.mean is None else recorded | {"mean": config.mean, "std": config.std}
+    given = {} if config.mean is None else {"mean": config.mean, "std": config.std}
+    if config.weights is not None:
+        return {"preprocessing": given}
+    config.network.check_left_out("--model", config.model)
+    described = weights.read_config(config.model)
+    return {"preprocessing": described["preprocessing"] | given, "class_names": weights.class_names_of(described)}
 
 
 def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
@@ -205,7 +209,6 @@ def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:
     from resless.data.pipeline import check_fit
 
     if config.weights is None:
-        config.network.check_left_out("--model", config.model)
         model = weights.from_pretrained(config.model)
         check_fit(model, images)
     else:

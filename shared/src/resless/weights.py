@@ -170,6 +170,11 @@ def preprocessing_of(source: str | None) -> dict[str, Any]:
     return read_config(source)["preprocessing"] if source is not None and Path(source).is_dir() else {}
 
 
+def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the logits of a network stand for, from its `read_config`; their numbers where it has no names for them."""
+    return tuple(config.get(NAMES_FIELD) or map(str, range(config["model"]["num_classes"])))
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The checked content of a model folder's config.json.
 

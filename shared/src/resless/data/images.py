@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -48,6 +48,10 @@ class Images:
         """(C, H, W)"""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def renumbered(self, numbers: np.ndarray, class_names: Sequence[str]) -> Images:
+        """The same images, class c now called `numbers[c]` (int64), of the classes `class_names`."""
+        return Images(self.images, torch.from_numpy(numbers)[self.labels], tuple(class_names))
 
 
 def load(

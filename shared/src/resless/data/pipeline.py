@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from resless.config import DataConfig, SourceConfig
 from resless.data import catalog
+from resless.data.classes import numbers_of
 from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
 from resless.data.loaders import Batches, EvalBatches, check_colours
 from resless.data.sources import open_samples
@@ -50,23 +52,34 @@ class Pipeline:
         shards: this process's share.
         preprocessing: what a trained network expects, as its model folder has it: `mean` and `std` to normalise with,
             and the `image_size` that it was trained at, [height, width] where these differ. Where the configuration
-            says no size, images of a folder or hub id are resized to that side; those of a named data set, whose size
-            is known, must have it where they are only evaluated.
+            says no size, images of a folder or hub id, and streamed ones, get that side; those of a named data set,
+            whose size is known, must have it where nothing is trained on them. Streamed images are resized with its
+            `interpolation` to its `val_resize_size`, where the configuration has none.
+        class_names: what the logits of a network that is only evaluated stand for: labels are numbered in this order,
+            whatever the data set's own is. None takes that.
 
     Raises:
         InputError: `--normalize pixel` for a network that has its own statistics; the data set cannot be found or read,
-            here, or where images are first asked for, or then has images of another size or number of channels.
+            here, or where images are first asked for, or then has images of another size or number of channels, or of
+            classes that the network does not know.
     """
 
     def __init__(
-        self, config: SourceConfig, seed: int, shards: Shards, preprocessing: dict[str, Any] | None = None
+        self,
+        config: SourceConfig,
+        seed: int,
+        shards: Shards,
+        preprocessing: dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
-        self._given = preprocessing or {}
-        self._trained_at = _checked_size(self._given.get("image_size"))
-        if self._trained_at is not None and config.image_size is None and catalog.get(config.dataset).size is None:
+        self._given, self._known_names = preprocessing or {}, class_names
+        self._trained_at, self._trains = _checked_size(self._given.get("image_size")), False
+        sized = catalog.get(config.dataset).size is not None and not config.stream
+        if self._trained_at is not None and config.image_size is None and not sized:
             height, width = self._trained_at
             self._config = replace(self._config, image_size=height if height == width else None)
+        self._interpolation = config.interpolation or _checked_interpolation(self._given.get("interpolation"))
         self._normalised = self._given.keys() >= {"mean", "std"}
         free = not self._normalised or self._config.normalize == "channel"
         check(free, "--normalize", self._config.normalize, "left out: the network comes with its own mean and std")
@@ -74,21 +87,27 @@ class Pipeline:
     @cached_property
     def train(self) -> Images | Stream:
         """The training images, held-out ones included; read when first asked for."""
-        return self._load(self._config.train_split)
+        images = self._load(self._config.train_split)
+        return images if self._known_names is None else self._numbered(images, self._known_names)
 
     @cached_property
     def test(self) -> Images | Stream:
         """The test images; read when first asked for."""
-        return self._fitting(self._load("test"))
-
-    def _fitting(self, images: Images | Stream) -> Images | Stream:
-        """The images, if a network for the training images can take them and knows their classes."""
+        images, known = self._load("test"), self._known_names
         if "train" in self.__dict__:  # a command that only evaluates does not read the training images
             channels, classes = self.train.image_shape[0], self.train.num_classes
             fits = images.image_shape[0] == channels and images.num_classes <= classes
             found = f"{images.image_shape[0]} channels in {images.num_classes} classes"
             check(fits, "the test images", found, f"as the training images, {channels} channels in {classes} classes")
-        return images
+            known = self.train.class_names
+        return images if known is None else self._numbered(images, known)
+
+    def _numbered(self, images: Images | Stream, known: Sequence[str]) -> Images | Stream:
+        """The images, their classes numbered as in `known`."""
+        name = self._config.dataset
+        fixed = catalog.get(name).num_classes is not None
+        numbers = numbers_of(images.class_names, known, f"the images of {name}", fixed)
+        return images if numbers is None else images.renumbered(numbers, known)
 
     @cached_property
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,10 +146,14 @@ class Pipeline:
     def preprocessing(self) -> dict[str, Any]:
         """What a network trained here expects, for its model folder: `image_size`, and the `statistics`.
 
-        The size is the side in pixels, [height, width] where these differ.
+        The size is the side in pixels, [height, width] where these differ. Of streamed images also `val_resize_size`,
+        the pixels to which their shorter side is resized before they are cut out, and with which `interpolation`.
         """
         _, height, width = self.train.image_shape
-        return {"image_size": width if height == width else [height, width], **self.statistics}
+        size: dict[str, Any] = {"image_size": width if height == width else [height, width]}
+        if isinstance(self.train, Stream):
+            size |= {"val_resize_size": self._resize(self.train.size), "interpolation": self._interpolation}
+        return size | self.statistics
 
     @property
     def example(self) -> torch.Tensor:
@@ -139,16 +162,19 @@ class Pipeline:
 
     def training(self, batch_size: int) -> Batches | StreamBatches:
         """Shuffled, augmented batches of the training images that are not held out."""
+        self._trains = True
         images, config = self.train, self._config
+        self._check_channels(images)
         shared: dict[str, Any] = {"indices": self.split[0], "seed": self._seed, "repeats": config.repeats}
         shared |= {**self.statistics, **self._shards}
         varied: dict[str, Any] = {
             name: getattr(config, name)
             for name in (
                 *("brightness", "contrast", "saturation", "lighting"),
-                *("auto_augment", "random_erase", "interpolation"),
+                *("auto_augment", "random_erase"),
             )
         }
+        varied["interpolation"] = self._interpolation
         if isinstance(images, Images):
             return Batches(images, batch_size, pad=config.pad, flip=config.flip, **varied, **shared)
         check_colours(images.image_shape[0], config.saturation, config.lighting)
@@ -171,15 +197,16 @@ class Pipeline:
         Raises:
             InputError: in a command that trains nothing, images of another size than the network was trained at.
         """
-        if "train" not in self.__dict__:  # what trains further may do so on images of another size
+        self._check_channels(images)
+        if not self._trains:  # what trains further may do so on images of another size
             self._check_size(images)
         shared = {"indices": indices, **self.statistics, **self._shards}
         if isinstance(images, Images):
             return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
         config, side = self._config, images.size
-        resize = round(side * 256 / 224) if config.val_resize_size is None else config.val_resize_size
+        resize = self._resize(side)
         check(resize >= side, "--val-resize-size", resize, f"at least {side}, the side of the images that are cut out")
-        transform, workers = eval_transform(side, resize, config.interpolation), config.workers
+        transform, workers = eval_transform(side, resize, self._interpolation), config.workers
         size = batch_size or EVAL_STREAM_BATCH_SIZE
         return StreamEvalBatches(images.samples, size, transform=transform, num_workers=workers, **shared)
 
@@ -190,6 +217,24 @@ class Pipeline:
             return load(config.dataset, split, config.data_dir, image_size=config.image_size, **columns)
         samples = open_samples(config.dataset, split, config.data_dir, stream=True, **columns)
         return Stream(samples, config.image_size or catalog.get(config.dataset).size or IMAGENET_SIZE)
+
+    def _resize(self, side: int) -> int:
+        """To how many pixels the shorter side of a streamed image is resized, of which `side` are cut out."""
+        recorded = self._given.get("val_resize_size")
+        if self._config.val_resize_size is not None:
+            return self._config.val_resize_size
+        if recorded is not None and self._trained_at == [side, side]:
+            return checks.whole_number("val_resize_size", recorded, 1, checks.MAX_IMAGE_SIZE)
+        return round(side * 256 / 224)
+
+    def _check_channels(self, images: Images | Stream) -> None:
+        """Refuse images of more or fewer channels than the mean that they are to be normalised with."""
+        mean, channels = self._given.get("mean"), images.image_shape[0]
+        if self._normalised and isinstance(mean, list | tuple) and len(mean) != channels:
+            raise InputError(
+                f"the images of {self._config.dataset} have {_counted(channels)}, but the mean that the network comes "
+                f"with, or that was given, is of {_counted(len(mean))}: give the --dataset that it was trained on"
+            )
 
     def _check_size(self, images: Images | Stream) -> None:
         """Refuse images of another size than the network was trained at, unless this one was asked for."""
@@ -206,6 +251,16 @@ def _checked_size(size: Any) -> list[int] | None:
         return None
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size, size]
     return [checks.whole_number("image_size", side, 1, checks.MAX_IMAGE_SIZE) for side in sides]
+
+
+def _checked_interpolation(recorded: Any) -> str:
+    """The `interpolation` of a model folder; bilinear where it has none."""
+    known = ("bilinear", "bicubic")
+    return "bilinear" if recorded is None else checks.choice("interpolation", recorded, known)
+
+
+def _counted(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
 
 
 def _grey_or_colour(images: Stream, values: tuple[float, ...]) -> tuple[float, ...]:

@@ -8,10 +8,12 @@ exact. torchvision, which takes half a second to import, is imported where it is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -146,6 +148,12 @@ class Stream:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
         return self.samples.channels, self.size, self.size
+
+    def renumbered(self, numbers: np.ndarray, class_names: Sequence[str]) -> Stream:
+        """The same images, class c now called `numbers[c]` (int64), of the classes `class_names`."""
+        samples = copy(self.samples)
+        samples.labels, samples.class_names = numbers[samples.labels], tuple(class_names)
+        return Stream(samples, self.size)
 
 
 class StreamBatches:
