@@ -163,7 +163,7 @@ def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: P
     [
         ({"models": ()}, "the list of networks is"),
         ({"models": ("a/model", "b/model")}, "of different names"),
-        ({"models": ("a",), "repeats": 1}, "--repeats is 1"),
+        ({"models": ("a",), "repeats": 0}, r"--repeats is 0, but must be 2 or more: .* there is resless-eval"),
         ({"models": ("a",), "batch_sizes": (0,)}, "--batch-sizes is"),
         ({"models": ("a",), "picture": "a.jpg"}, "a .png file"),
     ],
@@ -171,6 +171,15 @@ def test_script_writes_numbers_and_picture(folders: dict[str, Path], tmp_path: P
 def test_bad_options_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CompareConfig(**fields)
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_any_is_evaluated(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        compare.compare({"a": folders["resnet8"], "b": tmp_path / "nowhere"}, SourceConfig(), say=said.append)
+    assert said == []
 
 
 def test_images_of_another_kind_are_refused(tmp_path: Path) -> None:

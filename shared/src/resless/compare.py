@@ -17,7 +17,7 @@ from resless.config import CompareConfig, SourceConfig
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.environment import environment
 from resless.errors import check
-from resless.evaluate import Evaluation, evaluate
+from resless.evaluate import Evaluation, Shares, evaluate
 from resless.files import write_text
 from resless.run import accelerator as new_accelerator
 
@@ -92,19 +92,23 @@ def compare(
     check(accelerator.num_processes == 1, "the number of processes", accelerator.num_processes, "1 for a comparison")
     shards = Shards.of(accelerator, channels_last)
 
+    def prepared(folder: str | Path) -> tuple[nn.Module, Shares]:
+        described, net = weights.read_config(folder), weights.from_pretrained(folder)
+        pipeline = Pipeline(data, 0, shards, described["preprocessing"], weights.class_names_of(described))
+        check_fit(net, pipeline.test)
+        return net, pipeline.evaluation(pipeline.test)
+
     def loaded(number: int, name: str) -> _Loaded:
         say(f"network {number} of {len(folders)}, {name}: evaluating")
-        folder = folders[name]
-        pipeline = Pipeline(data, 0, shards, weights.read_config(folder)["preprocessing"])
-        net = weights.from_pretrained(folder)
-        check_fit(net, pipeline.test)
-        batches = pipeline.evaluation(pipeline.test)
+        net, batches = ready.pop(name)  # not kept: the processes that decode streamed images end with the batches
         images = _first(max(batch_sizes), batches)
         macs = {size: costs.macs(net, images[:size].cpu()) / size for size in batch_sizes}
         net = net.to(accelerator.device)
         net = net.to(memory_format=torch.channels_last) if channels_last else net
         return _Loaded(net, evaluate(net, batches, accelerator), images, macs)
 
+    # All before the first is evaluated: a folder that cannot be used is told at once.
+    ready = {name: prepared(folder) for name, folder in folders.items()}
     networks = {name: loaded(number, name) for number, name in enumerate(folders, 1)}
     first = next(iter(networks))
     timings = {}
