@@ -463,4 +463,4 @@ def test_a_network_is_not_evaluated_on_other_images(undecided: str, tmp_path: Pa
             (tmp_path / "pets" / split / name).mkdir(parents=True)
             Image.new("L", (8, 8), 90).save(tmp_path / "pets" / split / name / "1.png")
     sentence = refused(cli.evaluate, "--model", undecided, "--dataset", str(tmp_path / "pets"), cwd=tmp_path)
-    assert "in 2 classes, but blockdrop was trained on 1 x any size in 10 classes: give its --dataset" in sentence
+    assert "pets show cat, dog, not only the 10 classes that the network is for, 0, 1, 2, 3, 4, ...: give" in sentence

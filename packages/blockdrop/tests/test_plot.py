@@ -274,9 +274,9 @@ def test_images_of_many_sizes_are_drawn_at_the_size_that_the_network_saw(tmp_pat
         image = Image.new("RGB", (6 + number, 9))
         image.save(tmp_path / "pets" / "test" / f"kind{number % 2}" / f"{number}.png")
     settings = {"data": as_dict(TrainConfig().data) | {"dataset": str(tmp_path / "pets")}}
-    assert plot._test_images(settings, None, {"image_size": 8}).image_shape == (3, 8, 8)
+    assert plot._test_images(settings, None, {"image_size": 8}, None).image_shape == (3, 8, 8)
     with pytest.raises(InputError, match="give --image-size"):
-        plot._test_images(settings, None, {})
+        plot._test_images(settings, None, {}, None)
 
 
 def test_output_leaves_the_run_as_it_is(run_folder: Path, tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def compare(
     shards = Shards.of(accelerator, channels_last)
 
     def prepared(folder: str | Path) -> tuple[nn.Module, Shares]:
-        described, net = weights.read_config(folder), weights.from_pretrained(folder)
-        pipeline = Pipeline(data, 0, shards, described["preprocessing"], weights.class_names_of(described))
+        net = weights.from_pretrained(folder)
+        pipeline = Pipeline(data, 0, shards, weights.preprocessing_of(folder), weights.class_names_of(folder))
         check_fit(net, pipeline.test)
         return net, pipeline.evaluation(pipeline.test)
 

@@ -156,7 +156,8 @@ def main(config: EvalConfig) -> Evaluation:
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)
-    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), **_expected(config))
+    shards = Shards.of(accelerator, config.channels_last)
+    data = Pipeline(config.data, 0, shards, *_expected(config))
     images = data.train if config.split == "train" else data.test
     model = _network(config, images)
     batches = data.evaluation(images, config.batch_size)
@@ -186,16 +187,16 @@ def main(config: EvalConfig) -> Evaluation:
     return result
 
 
-def _expected(config: EvalConfig) -> dict[str, Any]:
-    """What the network expects of its images and calls their classes: as the model folder has it, but what is given."""
+def _expected(config: EvalConfig) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """What the network expects of its images, as its folder has it but for what is given, and calls their classes."""
     from resless import weights
 
     given = {} if config.mean is None else {"mean": config.mean, "std": config.std}
     if config.weights is not None:
-        return {"preprocessing": given}
+        return given, None
     config.network.check_left_out("--model", config.model)
-    described = weights.read_config(config.model)
-    return {"preprocessing": described["preprocessing"] | given, "class_names": weights.class_names_of(described)}
+    recorded = weights.read_config(config.model)["preprocessing"]  # refuses what is no model folder
+    return recorded | given, weights.class_names_of(config.model)
 
 
 def _network(config: EvalConfig, images: Images | Stream) -> nn.Module:

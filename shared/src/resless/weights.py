@@ -161,7 +161,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
-def preprocessing_of(source: str | None) -> dict[str, Any]:
+def preprocessing_of(source: str | Path | None) -> dict[str, Any]:
     """What the network to start from expects of its images: as its model folder says; {} for a file, or for none.
 
     Raises:
@@ -170,8 +170,16 @@ def preprocessing_of(source: str | None) -> dict[str, Any]:
     return read_config(source)["preprocessing"] if source is not None and Path(source).is_dir() else {}
 
 
-def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the logits of a network stand for, from its `read_config`; their numbers where it has no names for them."""
+def class_names_of(source: str | Path | None) -> tuple[str, ...] | None:
+    """What the logits of a network stand for: the names in its model folder, or numbers where that has none; None for a
+    file, or for none.
+
+    Raises:
+        InputError: a folder without a valid config.json.
+    """
+    if source is None or not Path(source).is_dir():
+        return None
+    config = read_config(source)
     return tuple(config.get(NAMES_FIELD) or map(str, range(config["model"]["num_classes"])))
 
 

@@ -110,9 +110,10 @@ def report(run: Run, net: nn.Module, data: Pipeline, found: Mapping[str, Evaluat
 def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     """What `adn-eval` does: print, draw and write the configurations of a network; returns the JSON values."""
     accelerator = new_accelerator(config.mixed_precision)
-    folder = config.weights is None
-    preprocessing = weights.read_config(config.model)["preprocessing"] if folder else {}
-    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), preprocessing)
+    folder = config.model if config.weights is None else None
+    preprocessing = weights.read_config(folder)["preprocessing"] if folder else {}
+    shards = Shards.of(accelerator, config.channels_last)
+    data = Pipeline(config.data, 0, shards, preprocessing, weights.class_names_of(folder))
     images = data.train if config.split == "train" else data.test
     net = loaded(config, images)
     check_fit(net, images)

@@ -75,7 +75,7 @@ def recalibrate_as_evaluated(plain: nn.Module, config: ExtractConfig, preprocess
     """
     check_recalibration(plain, config.recalibrate_bn, config.model)
     accelerator = new_accelerator("no")
-    data = Pipeline(config.data, 0, Shards.of(accelerator, False), preprocessing)
+    data = Pipeline(config.data, 0, Shards.of(accelerator, False), preprocessing, weights.class_names_of(config.model))
     check_fit(plain, data.train)
     drawn = calibration_batches(data, config.recalibrate_bn, EvalConfig.batch_size)
     recalibrate(plain.to(accelerator.device), drawn, accelerator)

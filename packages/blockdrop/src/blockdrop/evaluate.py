@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from resless import weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.loaders import EvalBatches
 from resless.data.pipeline import Pipeline, Shards, check_fit
@@ -283,11 +284,12 @@ def main(config: EvalConfig) -> dict[str, Any]:
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")
     if config.load is not None and Path(config.model).is_dir() and Path(config.model) != Path(config.load):
         raise InputError(f"--model is the folder {config.model}, but --load is {config.load}: give one of them")
-    net, preprocessing = loading.trained(config, config.load or config.model)
+    source = config.load or config.model
+    net, preprocessing = loading.trained(config, source)
     check_specialise(config, net)
-    check_recalibration(net.resnet, config.recalibrate_bn, config.load or config.model)
+    check_recalibration(net.resnet, config.recalibrate_bn, source)
     shards = Shards.of(accelerator, config.channels_last)
-    data = Pipeline(config.data, config.seed, shards, preprocessing)
+    data = Pipeline(config.data, config.seed, shards, preprocessing, weights.class_names_of(source))
     images = data.train if config.split == "train" else data.test
     check_fit(net, images)
     net = net.to(accelerator.device)

@@ -290,9 +290,9 @@ def main(config: PlotConfig) -> None:
     settings, result, records = _read_run(folder)
     found = Decisions.load(folder / "policies.npz")
     model = folder / "model"
-    recorded = weights.read_config(model)["preprocessing"] if model.is_dir() else {}
     # How the images are normalised is the configuration's affair, and nothing that is drawn.
-    images = _test_images(settings, config.data_dir, {"image_size": recorded.get("image_size")})
+    preprocessing = {"image_size": weights.preprocessing_of(model).get("image_size")}
+    images = _test_images(settings, config.data_dir, preprocessing, weights.class_names_of(model))
     labels = images.labels.numpy()
     if found.images.max() >= len(labels) or not np.array_equal(labels[found.images], found.labels):
         raise InputError(
@@ -327,8 +327,10 @@ def _parse(path: Path, *, by_line: bool = False) -> list[Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _test_images(settings: dict[str, Any], data_dir: str | None, preprocessing: dict[str, Any]) -> Images | Stream:
-    """The test images of a run, from `data_dir` where they have moved, at the size that its model folder records."""
+def _test_images(
+    settings: dict[str, Any], data_dir: str | None, preprocessing: dict[str, Any], class_names: Sequence[str] | None
+) -> Images | Stream:
+    """The test images of a run, in `data_dir` where they have moved, of the size and classes of its model folder."""
     try:
         data = settings["data"]
         if data_dir is not None:
@@ -340,7 +342,7 @@ def _test_images(settings: dict[str, Any], data_dir: str | None, preprocessing: 
         config = DataConfig(**data)
     except (TypeError, KeyError) as error:
         raise InputError(f"the run's config.json does not say which images it used: {error}") from error
-    return Pipeline(config, seed=0, shards=Shards(), preprocessing=preprocessing).test  # test images know no seed
+    return Pipeline(config, 0, Shards(), preprocessing, class_names).test  # test images know no seed
 
 
 def _draw_ranks(axes: Axes, distinct: Policies, shown: int) -> None:

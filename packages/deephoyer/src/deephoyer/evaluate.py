@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from resless import models
+from resless import models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
@@ -25,7 +25,8 @@ def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
     accelerator = new_accelerator(config.mixed_precision)
     source = loading.of(config.model, config.pretrained, config.foreign)
-    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), source.preprocessing)
+    shards = Shards.of(accelerator, config.channels_last)
+    data = Pipeline(config.data, 0, shards, source.preprocessing, weights.class_names_of(source.folder))
     images = data.train if config.split == "train" else data.test
     model = source.network(partial(models.create_for, config.model, images))
     check_fit(model, images)

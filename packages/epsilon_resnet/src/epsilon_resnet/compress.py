@@ -137,7 +137,7 @@ def main(config: CompressConfig) -> None:
     metrics = {name: value for name, value in known["metrics"].items() if name in ("images", "top1", "top5", "loss")}
     if forced := [block.block for block in undecayed(dropped, config.weight_bound)]:
         running = without(model, [block.block for block in dropped if block.block not in forced])
-        metrics |= _accuracies({"before": running, "after": small}, known["preprocessing"], config)
+        metrics |= _accuracies({"before": running, "after": small}, known, config)
     example = torch.zeros(1, *known["image_shape"])
     weights.save_pretrained(
         small,
@@ -165,12 +165,10 @@ def why(block: Block, weight_bound: float) -> str:
     return "discarded, but not decayed: dropped with --force"
 
 
-def _accuracies(
-    networks: dict[str, nn.Module], preprocessing: dict[str, Any], config: CompressConfig
-) -> dict[str, Any]:
+def _accuracies(networks: dict[str, nn.Module], known: dict[str, Any], config: CompressConfig) -> dict[str, Any]:
     """Accuracy on the test images with the undecayed blocks running, and without them."""
     accelerator = new_accelerator("no")
-    data = Pipeline(config.data, 0, Shards.of(accelerator, False), preprocessing)
+    data = Pipeline(config.data, 0, Shards.of(accelerator, False), known["preprocessing"], known["class_names"])
     found = {}
     for name, network in networks.items():
         check_fit(network, data.test)

@@ -29,7 +29,8 @@ def main(config: EvalConfig) -> dict[str, Any]:
     """Print and optionally write error, blocks, parameters and MACs; returns them as JSON values."""
     accelerator = new_accelerator(config.mixed_precision)
     model, known = loading.trained(config.model, config.step)
-    data = Pipeline(config.data, 0, Shards.of(accelerator, config.channels_last), known["preprocessing"])
+    shards = Shards.of(accelerator, config.channels_last)
+    data = Pipeline(config.data, 0, shards, known["preprocessing"], known["class_names"])
     images = data.train if config.split == "train" else data.test
     check_fit(model, images)
     blocks, running = count_blocks(model, known["metrics"])
