@@ -265,6 +265,10 @@ def test_bad_values_of_a_training_are_refused(given: dict[str, Any], match: str)
             {"milestones": (3, 5), "factors": (0.1,)},
             "^--factors is .*, but must be as many as --milestones, 2, or none",
         ),
+        (
+            {"milestones": (3, 5), "factors": (0.1, 0.01), "gamma": 0.2},
+            r"^--gamma is 0\.2, but must be left out beside --factors 0\.1 0\.01, which replace it$",
+        ),
         ({"milestones": (3,), "factors": (0.0,)}, r"^--factors is \(0\.0,\), but must be above 0 and at most 1 each"),
         ({"milestones": (3,), "factors": (1.1,)}, r"^--factors is \(1\.1,\), but must be above 0"),
         ({"milestones": (3,), "factors": (math.nan,)}, r"^--factors is \(nan,\), but must be above 0"),
@@ -285,7 +289,7 @@ def test_bad_values_of_a_schedule_are_refused(given: dict[str, Any], match: str)
 def test_rates_are_factors_of_the_first_or_powers_of_gamma() -> None:
     assert Optim(lr=0.5).rates == [0.5]
     assert Optim(lr=0.5, milestones=(2, 4), gamma=0.2).rates == pytest.approx([0.5, 0.1, 0.02])
-    assert Optim(lr=0.5, milestones=(2, 4), gamma=0.2, factors=(0.5, 0.4)).rates == pytest.approx([0.5, 0.25, 0.2])
+    assert Optim(lr=0.5, milestones=(2, 4), factors=(0.5, 0.4)).rates == pytest.approx([0.5, 0.25, 0.2])
     assert Optim(lr=0.1, milestones=(2,), restart_milestones=(1,), factors=(1.0,)).rates == [0.1, 0.1]
     assert Optim(schedule="cosine").rates == [0.1]
 
@@ -326,6 +330,11 @@ def test_bad_values_of_the_other_commands_are_refused(
         ("-n 3 -e inf", "^--epsilon is inf"),
         ("-n 3 --milestones 3 5", r"^--restart-milestones is \(41, 61, 150\), but must be as many as --milestones, 2"),
         ("-n 3 --factors 0.1", "^--factors is"),
+        ("-n 3 --gamma 0.2", r"^--gamma is 0\.2, but must be left out beside --factors 0\.1 0\.01 0\.002, which"),
+        (
+            "-n 3 --epochs 100 --epsilon-start 100",
+            "^--epsilon-start is 100, but must be less than --epochs, 100, or no",
+        ),
         ("--recipe cifar_n18", "^unknown recipe 'cifar_n18': did you mean cifar10"),
     ],
 )

@@ -38,7 +38,7 @@ class Optim(OptimConfig):
     learning rate never starts anew."""
     factors: tuple[float, ...] = ()
     """What the learning rate is multiplied with after each milestone, all counted from its start; None given: powers of
-    `gamma`."""
+    `gamma`, which is left out beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +50,8 @@ class Optim(OptimConfig):
         fits = not self.factors or len(self.factors) == len(self.milestones)
         check(fits, "--factors", self.factors, f"as many as --milestones, {len(self.milestones)}, or none")
         check(all(0 < factor <= 1 for factor in self.factors), "--factors", self.factors, "above 0 and at most 1 each")
+        unused = self.factors and self.gamma != OptimConfig.gamma
+        check(not unused, "--gamma", self.gamma, f"left out beside --factors {_listed(self.factors)}, which replace it")
         adaptive = self.schedule == "step" or not steps
         check(adaptive, "--restart-milestones", steps, "left out with --schedule cosine, which cannot start anew")
 
@@ -58,6 +60,10 @@ class Optim(OptimConfig):
         """The learning rate before the first milestone, and after each."""
         factors = self.factors or [self.gamma ** (i + 1) for i in range(len(self.milestones))]
         return [self.lr, *(self.lr * factor for factor in factors)]
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,13 @@ class TrainConfig:
         allowed = "one of " + ", ".join(map(str, IMAGENET_DEPTHS))
         check(self.depth is None or self.depth in IMAGENET_DEPTHS, "-d", self.depth, f"{allowed} (for CIFAR, give -n)")
         check_epsilon(self.epsilon)
-        check(self.epsilon_start >= 0, "--epsilon-start", self.epsilon_start, "0 epochs or more")
+        start, epochs = self.epsilon_start, self.optim.epochs
+        check(start >= 0, "--epsilon-start", start, "0 epochs or more")
+        acts = start == 0 or start < epochs
+        check(acts, "--epsilon-start", start, f"less than --epochs, {epochs}, or no block could be discarded")
         stop = self.epsilon_stop
-        allowed = f"more than --epsilon-start, {self.epsilon_start}"
-        check(stop is None or stop > self.epsilon_start, "--epsilon-stop", stop, allowed)
+        allowed = f"more than --epsilon-start, {start}"
+        check(stop is None or stop > start, "--epsilon-stop", stop, allowed)
         check(0 <= self.side_weight < math.inf, "--side-weight", self.side_weight, "0 or more, and finite")
         check(self.retire_after >= 0, "--retire-after", self.retire_after, "0 (never) or more epochs")
         check(0 < self.weight_bound < 1, "--weight-bound", self.weight_bound, "above 0 and below 1")
