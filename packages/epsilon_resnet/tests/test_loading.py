@@ -119,6 +119,13 @@ def test_a_step_without_a_checkpoint_is_told_which_there_are(trained: Path, tmp_
             loading.trained(str(path), 3)
 
 
+def test_of_many_checkpoints_the_first_and_the_last_are_told() -> None:
+    one, few, many = (dict.fromkeys(range(count), Path()) for count in (1, 8, 223))
+    assert loading._listed(one) == "step 0"
+    assert loading._listed(few) == "step 0, 1, 2, 3, 4, 5, 6 and 7"
+    assert loading._listed(many) == "step 0, 1, 2, 3, 215 more, 219, 220, 221 and 222"
+
+
 def test_a_checkpoint_of_another_network_is_refused(unfinished: Path) -> None:
     """As a file from elsewhere describes it, with three blocks a stage."""
     network = json.loads((unfinished / "network.json").read_text())

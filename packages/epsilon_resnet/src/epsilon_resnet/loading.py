@@ -101,4 +101,8 @@ def _checkpoints(run: Path) -> dict[int, Path]:
 
 
 def _listed(found: dict[int, Path]) -> str:
-    return f"step {' and '.join(map(str, sorted(found)))}" if found else "no step"
+    """The steps; of more than eight, the first four and the last four."""
+    steps = [str(step) for step in sorted(found)]
+    if len(steps) > 8:
+        steps = [*steps[:4], f"{len(steps) - 8} more", *steps[-4:]]
+    return f"step {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}"
