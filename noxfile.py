@@ -27,9 +27,9 @@ ONNX = ["onnx", "onnxscript", "onnxruntime"]  # what the optional exports need, 
 DATA_BENCHMARKS = [
     f"benchmarks/{name}.py"
     for name in (
-        *("deephoyer_mnist", "deephoyer_sweep", "deephoyer_cifar"),
+        *("deephoyer_mnist", "deephoyer_sweep", "deephoyer_cifar", "deephoyer_strengths"),
         *("blockdrop_cifar", "blockdrop_throughput"),
-        *("epsilon_cifar", "adn_cifar", "speed"),
+        *("epsilon_cifar", "adn_cifar", "adn_ablation", "speed"),
     )
 ]
 BENCHMARKS = [f"benchmarks/{name}.py" for name in ("deephoyer_speed", "epsilon_speed", "adn_speed", "composition")]

@@ -1,6 +1,6 @@
 """Every command of the README files is one that exists and takes these arguments; nothing is run here.
 
-What really runs is in test_readme_runs.py.
+What really runs is in test_readme_runs.py and test_readme_trainings.py.
 """
 
 from __future__ import annotations

@@ -1,47 +1,30 @@
 """What a reader of the README files copies really runs: the first block of each distribution, and all Python.
 
-Every other command is parsed only, in test_readme_commands.py.
+Their other blocks, which take hours, are run on few images in test_readme_trainings.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
-from importlib.metadata import entry_points
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import deephoyer.cli
-import numpy as np
 import pytest
 import resless.cli
 import torch
-from PIL import Image
-from resless import costs, latency, models, weights
+from readmes import READMES, ROOT, blocks, cifar10, lines, photos, run_line, timed_briefly
+from resless import costs, models, weights
 from resless.testing import assert_every_parameter_gets_gradient, few_images, run, script, succeeded
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-READMES = ["README.md", "shared/README.md", *(f"packages/{path.name}/README.md" for path in ROOT.glob("packages/*"))]
 CIFAR10 = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616]}
-HEAVY = (
-    *("resless.compare", "resless.folding", "deephoyer.compact", "deephoyer.prune", "blockdrop.finetune"),
-    *("blockdrop.evaluate", "epsilon_resnet.compress", "epsilon_resnet.train", "adn.export", "adn.train"),
-)
 NOT_RUN = "resless-train --recipe resnet20 --data-dir ~/data/cifar10"
 """Hours. The run folder that it leaves is prepared instead."""
 PUBLISHED = "resnet20-12fca82f.th"
-
-
-def blocks(readme: str, language: str) -> list[str]:
-    """The blocks of a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def run_own_network(paper: str) -> dict[str, Any]:
@@ -58,12 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RESLESS_CACHE", str(tmp_path / "cache"))
-    data, random = tmp_path / "data" / "cifar10", np.random.default_rng(0)
-    data.mkdir(parents=True)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pixels, labels = random.integers(0, 256, (16, 3 * 32 * 32), np.uint8), random.integers(0, 10, 16).tolist()
-        (data / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
-    (data / "batches.meta").write_bytes(pickle.dumps({b"label_names": [str(digit).encode() for digit in range(10)]}))
+    cifar10(tmp_path / "data" / "cifar10")
     return tmp_path
 
 
@@ -81,30 +59,16 @@ def prepare(readme: str) -> None:
         torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in net.state_dict().items()}}, PUBLISHED)
 
 
-@contextmanager
-def timed_briefly() -> Iterator[None]:
-    """Networks are timed in two turns of one call: all turns of batches of 256 would take most of the time here."""
-    compare = latency.compare
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "compare", lambda models, inputs, **_: compare(models, inputs, repeats=2, warmup=1))
-        patch.setattr(latency, "_calls_per_measurement", lambda *_: 1)
-        yield
-
-
 def run_first_block(readme: str, folder: Path) -> None:
     """Run a block line by line, in forks, which need not import torch again."""
-    for module in HEAVY:
-        import_module(module)
     # ε-ResNet's blocks discard themselves only in as many steps as all digits make; others need few to succeed.
     few = nullcontext() if "epsilon" in readme else few_images(128, 40)
     ran = []
     with few, timed_briefly():
-        for line in blocks(readme, "sh")[0].replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:2] == ["pip", "install"] or shlex.join(words) == shlex.join(shlex.split(NOT_RUN)):
+        for words in lines(blocks(readme, "sh")[0]):
+            if words[:2] == ["pip", "install"] or words == shlex.split(NOT_RUN):
                 continue
-            (entry,) = entry_points(group="console_scripts", name=words[0])
-            succeeded(entry.load(), *map(os.path.expanduser, words[1:]), cwd=folder)
+            run_line(words, folder)
             ran.append(words[0])
     assert len(ran) >= 3
 
@@ -119,31 +83,14 @@ def run_python(block: str) -> dict[str, Any]:
     return names
 
 
-def photos(folder: Path) -> None:
-    """An image tree of three kinds of noise, in several sizes."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 48), ("test", 8)):
-        for kind in range(3):
-            place = folder / split / f"kind{kind}"
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(80 * kind, 80 * kind + 90, (32 + number % 3, 40, 3), np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
-
-
 def test_own_images_end_in_a_smaller_and_faster_network(folder: Path) -> None:
     """All lines of the block that begins with a dense training, in an epoch each."""
     onnxruntime = pytest.importorskip("onnxruntime")
     photos(folder / "data" / "flowers")
     (block,) = (block for block in blocks("README.md", "sh") if "flowers-fast" in block)
-    for module in HEAVY:
-        import_module(module)
     with timed_briefly():
-        for line in block.splitlines():
-            command, *words = shlex.split(line)
-            words = [*map(os.path.expanduser, words), *(["--epochs", "1"] if "--run-dir" in words else [])]
-            (entry,) = entry_points(group="console_scripts", name=command)
-            said = succeeded(entry.load(), *words, cwd=folder)
+        for words in lines(block):
+            said = run_line([*words, *(["--epochs", "1"] if "--run-dir" in words else [])], folder)
     dense, small = (
         weights.read_config(name)["costs"]["macs_per_image"] for name in ("runs/flowers/model", "flowers-small")
     )

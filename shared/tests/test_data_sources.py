@@ -550,7 +550,10 @@ def test_hub_data_set_is_read_from_its_arrow_files(tmp_path, monkeypatch):
     write_parquet(tmp_path / "x.parquet", images, [3, 1, 9], "img")
     asked = []
 
-    def load_dataset(*args, split):
+    def load_dataset(*args, split, keep_in_memory):
+        assert not keep_in_memory, (
+            "what is decoded once is known by its files, whatever $HF_DATASETS_IN_MEMORY_MAX_SIZE"
+        )
         asked.append((*args, split))
         files = {"train": str(tmp_path / "x.parquet")}
         return datasets.Dataset.from_parquet(files["train"], cache_dir=str(tmp_path / "hf"))
@@ -572,7 +575,7 @@ def test_hub_data_set_is_read_from_its_arrow_files(tmp_path, monkeypatch):
 def test_what_the_hub_calls_validation_is_the_test_split_where_there_is_no_other(there, tmp_path, monkeypatch):
     write_parquet(tmp_path / "x.parquet", pictures(3), [0, 1, 1])
 
-    def load_dataset(*_, split):
+    def load_dataset(*_, split, keep_in_memory):
         if split not in there:
             raise ValueError(f'Unknown split "{split}". Should be one of {list(there)}.')
         return datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "hf"))

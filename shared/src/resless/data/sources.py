@@ -134,7 +134,7 @@ def _map_parquet(files: Sequence[Path]) -> MappedTable:
 
     names, rows = [str(file) for file in files], ParquetTable(files).rows
     try:
-        mapped = datasets.load_dataset("parquet", data_files={"train": names}, split="train")
+        mapped = datasets.load_dataset("parquet", data_files={"train": names}, split="train", keep_in_memory=False)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot map the parquet files in {files[0].parent}: {_one_line(error)}") from error
     return MappedTable(mapped, rows)
@@ -164,7 +164,7 @@ def _open_hub(dataset: Dataset, split: str, image_column: str | None, label_colu
     candidates = ["+".join(names) for names in itertools.product(*parts)]
     for hub_split in candidates:
         try:
-            found = datasets.load_dataset(hub_id, dataset.config, split=hub_split)
+            found = datasets.load_dataset(hub_id, dataset.config, split=hub_split, keep_in_memory=False)
             break
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             if "Unknown split" in str(error) and hub_split != candidates[-1]:
