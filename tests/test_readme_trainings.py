@@ -142,6 +142,8 @@ def shortened(words: list[str]) -> list[str]:
         more += ["--batch-size", "1", "--lr", "1e-4", "--epsilon", "2", "--pretrained", quiet]
     if "--workers" in words or of_imagenet:
         more += ["--workers", "0"]
+    if of_imagenet and "swin_t" not in words:  # which has its size
+        more += ["--image-size", "64"]
     return [*words, *more]
 
 

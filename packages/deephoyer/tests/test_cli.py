@@ -25,7 +25,6 @@ from resless.errors import InputError
 from resless.testing import (
     assert_recalibrates,
     few_images,
-    refusal,
     refused,
     run,
     script,
@@ -151,9 +150,9 @@ def test_pipeline_as_a_user_types_it(tmp_path: Path) -> None:
     assert torch.allclose(large(digits), small(digits), atol=1e-4)
 
     # Refusals leave nothing behind: no folder is made or touched.
-    sentence = refusal([script("deephoyer-prune"), "--model", "trained/model", "--run-dir", "pruned"], tmp_path)
+    sentence = refused(cli.prune, "--model", "trained/model", "--run-dir", "pruned", cwd=tmp_path)
     assert "run folder pruned exists: go on with --resume auto" in sentence
-    sentence = refusal([script("deephoyer-compact"), "--model", "nowhere", "--output", "x"], tmp_path)
+    sentence = refused(cli.compact, "--model", "nowhere", "--output", "x", cwd=tmp_path)
     assert "nowhere is not a folder" in sentence
 
 
@@ -328,7 +327,7 @@ def test_two_processes_train_the_same_network(tmp_path: Path) -> None:
     settings = ["--recipe", "smoke", "--epochs", "1"]
     said = run(two_processes("deephoyer.train", *settings, "--run-dir", "two"), tmp_path)
     assert "2 process(es)" in said.stdout
-    run([script("deephoyer-train"), *settings, "--run-dir", "one"], tmp_path)
+    succeeded(cli.train, *settings, "--run-dir", "one", cwd=tmp_path)
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert len(one) == 6
     for key in one:
