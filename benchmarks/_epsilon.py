@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _form import PRECISIONS, times
+from _form import PRECISIONS, spread, times
 from _results import FOLDER
 from epsilon_resnet.plot import draw
 from resless import report
@@ -38,6 +38,18 @@ def epsilon_cifar(file: Mapping[str, Any]) -> str:
     ]
     columns += [f"speed-up, {PRECISIONS[timing['precision']]}, batch {timing['batch_size']}" for timing in timings]
     return report.markdown(columns, rows)
+
+
+def epsilon_seeds(file: Mapping[str, Any]) -> str:
+    """One row a network: means over its seeds, with standard deviations."""
+    rows, networks = [], file["networks"]
+    for name in dict.fromkeys(name.partition(", seed ")[0] for name in networks):
+        runs = [run for each, run in networks.items() if each.partition(", seed ")[0] == name]
+        errors = [100 * (1 - run["result"]["top1"]) for run in runs]
+        discarded = ", ".join(str(len(run["result"]["discarded"])) for run in runs)
+        macs = spread([run["macs"] / 1e6 for run in runs], "{:.1f}")
+        rows.append([shown(name), f"{spread(errors, '{:.2f}')} %", discarded, f"{macs} M", len(runs)])
+    return report.markdown(["", "test error", "blocks discarded", "MACs", "seeds"], rows)
 
 
 def shown(name: str) -> str:

@@ -158,6 +158,7 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], st
     "blockdrop-cifar-r110": (of_blockdrop, "resnet110"),
     "epsilon-cifar": (of_epsilon, "preresnet32"),
     "epsilon-cifar-n18": (of_epsilon, "preresnet110"),
+    "epsilon-cifar-seeds": (of_epsilon, "preresnet32"),
     "adn-cifar": (of_adn, "resnet20"),
     "adn-cifar-resnet56": (of_adn, "resnet56"),
     "given-cifar": (of_given, ""),
@@ -205,28 +206,32 @@ def draw_points(found: Sequence[Point]) -> None:
 
 
 def about_half(found: Sequence[Point]) -> str:
-    """A table: of each method on each network, the setting whose MACs are nearest to half of the dense network's, of
-    several that cost the same, to a percent, the one with the most seeds, then the one that was trained for longest;
-    points lost are a mean over its seeds."""
+    """A table: of each method on each network, the setting with the most seeds, of several the one whose MACs are
+    nearest to half of the dense network's, to a percent, then the one that was trained for longest; what is left of the
+    MACs and points lost are means over its seeds."""
     rows, settings = [], alike(found)
     for method, network in dict.fromkeys((point.method, point.network) for point in found):
         mine = [runs for runs in settings if (runs[0].method, runs[0].network) == (method, network)]
-        runs = min(mine, key=by_share_seeds_epochs)
+        runs = min(mine, key=by_seeds_share_epochs)
         one = runs[0]
         faster = (f"{each:.2f} x" if each else "" for each in (one.speedup_1, one.speedup_256))
         epochs = f"{one.epochs}" if one.epochs else "given"
-        lost = f"{statistics.mean(run.lost for run in runs):.2f}"
-        row = [network, method, one.setting, epochs, f"{100 * one.share:.0f} %", lost, len(runs), *faster]
+        left, lost = f"{100 * share_of(runs):.0f} %", f"{statistics.mean(run.lost for run in runs):.2f}"
+        row = [network, method, one.setting, epochs, left, lost, len(runs), *faster]
         rows.append((network, method in BASELINES, row))
     columns = ["network", "method", "setting", "epochs", "MACs left", "points lost", "seeds"]
     columns += ["faster, batch 1", "batch 256"]
     return report.markdown(columns, [row for *_, row in sorted(rows, key=lambda found: found[:2])])
 
 
-def by_share_seeds_epochs(runs: Sequence[Point]) -> tuple[float, float, float]:
-    """First what is nearest to half; a given network was trained in full."""
-    one = runs[0]
-    return round(abs(one.share - 0.5), 2), -len(runs), -(one.epochs or math.inf)
+def by_seeds_share_epochs(runs: Sequence[Point]) -> tuple[float, float, float]:
+    """First what has the most seeds; a given network was trained in full."""
+    return -len(runs), round(abs(share_of(runs) - 0.5), 2), -(runs[0].epochs or math.inf)
+
+
+def share_of(runs: Sequence[Point]) -> float:
+    """What is left of the dense network's MACs, a mean over the seeds."""
+    return statistics.mean(run.share for run in runs)
 
 
 def alike(found: Sequence[Point]) -> list[list[Point]]:

@@ -27,7 +27,7 @@ from _deephoyer import (
     deephoyer_strengths,
     draw_deephoyer_cifar,
 )
-from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_speed
+from _epsilon import draw_epsilon_cifar, epsilon_cifar, epsilon_seeds, epsilon_speed
 from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, times
 from _gallery import PAGE as GALLERY
 from _gallery import gallery
@@ -335,6 +335,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "blockdrop-throughput-cuda": blockdrop_throughput,
     "epsilon-cifar": epsilon_cifar,
     "epsilon-cifar-n18": epsilon_cifar,
+    "epsilon-cifar-seeds": epsilon_seeds,
     "epsilon-speed": epsilon_speed,
     "adn-cifar": adn_accuracy,
     "adn-cifar-resnet56": adn_accuracy,
