@@ -47,7 +47,7 @@ def epsilon_seeds(file: Mapping[str, Any]) -> str:
         runs = [run for each, run in networks.items() if each.partition(", seed ")[0] == name]
         errors = [100 * (1 - run["result"]["top1"]) for run in runs]
         discarded = ", ".join(str(len(run["result"]["discarded"])) for run in runs)
-        macs = spread([run["macs"] / 1e6 for run in runs], "{:.1f}")
+        macs = spread({run["macs"]: run["macs"] / 1e6 for run in runs}.values(), "{:.1f}")
         rows.append([shown(name), f"{spread(errors, '{:.2f}')} %", discarded, f"{macs} M", len(runs)])
     return report.markdown(["", "test error", "blocks discarded", "MACs", "seeds"], rows)
 

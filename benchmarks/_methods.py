@@ -205,7 +205,7 @@ def draw_points(found: Sequence[Point]) -> None:
     report.save(drawing, FOLDER / "methods-cifar.png")
 
 
-def about_half(found: Sequence[Point]) -> str:
+def one_setting_each(found: Sequence[Point]) -> str:
     """A table: of each method on each network, the setting with the most seeds, of several the one whose MACs are
     nearest to half of the dense network's, to a percent, then the one that was trained for longest; what is left of the
     MACs and points lost are means over its seeds."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import tyro
 from _results import FOLDER, write
 from _runs import Start, data, length, run
+from resless.errors import check
 
 DENSE = {"R32_C10": "resnet32", "R110_C10": "resnet110_short"}
 """Recipes of the trained networks, where none is given."""
@@ -46,6 +47,9 @@ class Options(Start):
     """Folder of the runs; None takes runs/ and the name of the results."""
     collect: bool = True
     """Write the result file, once all is trained."""
+
+    def __post_init__(self) -> None:
+        check(self.seeds[:1] == (0,) or not self.collect, "--seeds", self.seeds, "0 first, or add --no-collect")
 
     @property
     def results(self) -> str:

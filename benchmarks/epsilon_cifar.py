@@ -61,6 +61,7 @@ class Options:
         for name in self.networks:
             known = name in PLAIN or re.fullmatch(r"epsilon \d+(\.\d+)?|shallower [1-9]\d*", name)
             check(bool(known), "--names", name, "plain, 'plain, side head', 'epsilon NUMBER' or 'shallower BLOCKS'")
+        check(self.seeds[:1] == (0,) or not self.collect, "--seeds", self.seeds, "0 first, or add --no-collect")
         first = self.networks[0]
         check(not self.collect or first == "plain", "the first of --names", first, "plain, or add --no-collect")
 

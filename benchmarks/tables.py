@@ -32,7 +32,7 @@ from _form import PRECISIONS, layers, peak, quartiles, spread, timed_in_bf16, ti
 from _gallery import PAGE as GALLERY
 from _gallery import gallery
 from _methods import TABLE as POINTS
-from _methods import Point, about_half, draw_points, points, table_of_points
+from _methods import Point, draw_points, one_setting_each, points, table_of_points
 from _results import FOLDER, HERE, read
 from blockdrop.analyse import CONTROLS
 from resless import report
@@ -79,7 +79,7 @@ def main(check: bool = False) -> None:
 
 def pages(found: Sequence[Point]) -> dict[Path, str]:
     """Every text that is made, and where it belongs."""
-    made = tables() | {"methods-cifar": about_half(found)}
+    made = tables() | {"methods-cifar": one_setting_each(found)}
     texts = {path: filled(path.read_text(encoding="utf-8"), made) for path in READMES}
     return texts | {POINTS: table_of_points(found), GALLERY: gallery()}
 

@@ -21,7 +21,8 @@ from resless import latency
 from resless.testing import succeeded
 
 ROOT = Path(__file__).parents[1]
-READMES = ["README.md", "shared/README.md", *(f"packages/{path.name}/README.md" for path in ROOT.glob("packages/*"))]
+READMES = ["README.md", "shared/README.md"]
+READMES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("packages/*/README.md"))]
 HEAVY = (
     *("resless.compare", "resless.folding", "deephoyer.compact", "deephoyer.prune", "blockdrop.finetune"),
     *("blockdrop.evaluate", "blockdrop.plot", "epsilon_resnet.compress", "epsilon_resnet.train"),

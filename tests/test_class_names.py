@@ -60,5 +60,7 @@ def test_a_folder_without_some_of_the_classes_is_evaluated(
     arguments = ("--model", "model", "--dataset", "data", "--output", "result.json")
     succeeded(evaluate, *arguments, cwd=tmp_path)
     found = json.loads((tmp_path / "result.json").read_text())
-    for result in found.values() if package == "adn" else [found]:
+    results = list(found.values()) if package == "adn" else [found]
+    assert len(results) == (8 if package == "adn" else 1)
+    for result in results:
         assert (result["images"], result["top1"]) == (4, 0.75)

@@ -256,7 +256,6 @@ def test_the_preprocessing_of_another_network_can_be_given():
 
 def test_a_trained_networks_preprocessing_takes_the_place_of_the_data_sets():
     data = Pipeline(DataConfig(holdout=0.2), 0, Shards(), {"mean": (0.1,), "std": [0.2], "image_size": 99})
-    data.training(64)
     assert data.preprocessing == {"image_size": 8, "mean": [0.1], "std": [0.2]}
     own = data.train.images[data.split[1]].float() / 255
     images = torch.cat([images for images, _ in data.held_out()])
@@ -293,10 +292,10 @@ def test_a_named_data_set_is_not_evaluated_at_another_size_than_the_network_was_
     data = Pipeline(SourceConfig(image_size=16), 0, Shards(), trained_at)
     images, _ = next(iter(data.evaluation(data.test)))
     assert images.shape[1:] == (1, 16, 16)
-    data = Pipeline(DataConfig(), 0, Shards(), trained_at)
+    data = Pipeline(SourceConfig(), 0, Shards(), trained_at)
     with pytest.raises(InputError, match="the size of the images of digits is '8 x 8', but must be 16 x 16"):
         data.evaluation(data.train)
-    data.training(64)  # what trains further may do so at another size
+    data = Pipeline(DataConfig(), 0, Shards(), trained_at)  # what trains further may do so at another size
     assert data.preprocessing["image_size"] == 8
     for images in (data.train, data.test):
         assert next(iter(data.evaluation(images)))[0].shape[1:] == (1, 8, 8)

@@ -377,6 +377,20 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def test_what_logits_stand_for_is_known_by_names_or_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    weights.save_pretrained(small_lenet(), folder)
+    count = small_lenet().spec.num_classes
+    assert weights.class_names_of(folder) == tuple(map(str, range(count)))
+    weights.save_pretrained(small_lenet(), folder, class_names=[f"kind {k}" for k in range(count)], overwrite=True)
+    assert weights.class_names_of(folder) == tuple(f"kind {k}" for k in range(count))
+    assert weights.class_names_of(folder / "model.safetensors") is None
+    assert weights.class_names_of(None) is None
+    edited(lambda c: (c.pop("class_names"), c["model"].update(num_classes=10**12)))(folder)
+    with pytest.raises(InputError, match=r"^num_classes in .*model/config.json is 1000000000000, but must be a whole"):
+        weights.class_names_of(folder)  # before a name is made for each
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is not a folder"):
         weights.from_pretrained(tmp_path / "nowhere")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from resless import costs, models
 from resless.errors import InputError, check
 from resless.files import sha256, sync
-from resless.models.options import MAX_IMAGE_SIZE
+from resless.models.options import MAX_IMAGE_SIZE, whole_number
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -175,12 +175,13 @@ def class_names_of(source: str | Path | None) -> tuple[str, ...] | None:
     file, or for none.
 
     Raises:
-        InputError: a folder without a valid config.json.
+        InputError: a folder without a valid config.json, or one with more classes than a network can have.
     """
     if source is None or not Path(source).is_dir():
         return None
     config = read_config(source)
-    return tuple(config.get(NAMES_FIELD) or map(str, range(config["model"]["num_classes"])))
+    count = whole_number(f"num_classes in {source}/{CONFIG_NAME}", config["model"]["num_classes"])
+    return tuple(config.get(NAMES_FIELD) or map(str, range(count)))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

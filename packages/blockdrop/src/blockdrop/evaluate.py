@@ -289,7 +289,9 @@ def main(config: EvalConfig) -> dict[str, Any]:
     check_specialise(config, net)
     check_recalibration(net.resnet, config.recalibrate_bn, source)
     shards = Shards.of(accelerator, config.channels_last)
-    data = Pipeline(config.data, config.seed, shards, preprocessing, weights.class_names_of(source))
+    # Authors' files have no names, but the folder of the residual network that one of them goes with may have.
+    names = weights.class_names_of(source) or weights.class_names_of(config.backbone)
+    data = Pipeline(config.data, config.seed, shards, preprocessing, names)
     images = data.train if config.split == "train" else data.test
     check_fit(net, images)
     net = net.to(accelerator.device)

@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 def numbers_of(names: Sequence[str], known: Sequence[str], images: str, fixed: bool) -> np.ndarray | None:
-    """For each class of some images its number in a network, int64; None where all numbers are the same already.
+    """For each class of some images its number in a network, int64; None where the images keep numbers and names.
 
     Sorted folders of images number their classes anew where one is missing, tables in the order that they state. What
     counts is the name, where both have names; else the number.
@@ -29,17 +29,25 @@ def numbers_of(names: Sequence[str], known: Sequence[str], images: str, fixed: b
     """
     if list(names) == list(known):
         return None
-    if _are_numbers(names) and len(names) <= len(known):
-        return np.arange(len(names))
+    # First by name: sorted folders that are called by numbers, 0, 1, 10, 11, 2, have others than they are called.
     if set(names) <= set(known) and len(set(known)) == len(known) and len(set(names)) == len(names):
         return np.array([known.index(name) for name in names])
-    if len(names) == len(known) and (_are_numbers(known) or (fixed and not set(names) & set(known))):
+    if _are_numbers(names) and len(names) <= len(known) and not any(name.isdigit() for name in known):
+        return np.arange(len(names))
+    if len(names) == len(known) and (_are_numbers(known) or (fixed and _at_the_same_places(names, known))):
         return None
     foreign = [name for name in names if name not in known]
+    if not foreign:
+        raise InputError(f"{images} or the network have two classes of one name, which cannot be told apart")
     raise InputError(
-        f"{images} show {_listed(foreign or names)}, not only the {len(known)} classes that the network is for, "
+        f"{images} show {_listed(foreign)}, not only the {len(known)} classes that the network is for, "
         f"{_listed(known)}: give images of these"
     )
+
+
+def _at_the_same_places(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether names that both have are those of the same numbers; copies of a data set spell some differently."""
+    return all(name == other or name not in known for name, other in zip(names, known, strict=True))
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

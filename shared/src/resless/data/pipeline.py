@@ -74,7 +74,8 @@ class Pipeline:
     ) -> None:
         self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
         self._given, self._known_names = preprocessing or {}, class_names
-        self._trained_at, self._trains = _checked_size(self._given.get("image_size")), False
+        self._trained_at = _checked_size(self._given.get("image_size"))
+        self._trains = isinstance(config, DataConfig)  # such a command may go on at another size
         sized = catalog.get(config.dataset).size is not None and not config.stream
         if self._trained_at is not None and config.image_size is None and not sized:
             height, width = self._trained_at
@@ -162,7 +163,6 @@ class Pipeline:
 
     def training(self, batch_size: int) -> Batches | StreamBatches:
         """Shuffled, augmented batches of the training images that are not held out."""
-        self._trains = True
         images, config = self.train, self._config
         self._check_channels(images)
         shared: dict[str, Any] = {"indices": self.split[0], "seed": self._seed, "repeats": config.repeats}
@@ -198,7 +198,7 @@ class Pipeline:
             InputError: in a command that trains nothing, images of another size than the network was trained at.
         """
         self._check_channels(images)
-        if not self._trains:  # what trains further may do so on images of another size
+        if not self._trains:
             self._check_size(images)
         shared = {"indices": indices, **self.statistics, **self._shards}
         if isinstance(images, Images):
