@@ -467,11 +467,14 @@ class TestTorchvisionFiles:
         with pytest.raises(InputError, match=f"{file} is damaged: it is not an idx file of 3 dimensions"):
             open_samples("mnist", "test", tmp_path)
 
-    def test_an_image_without_pixels_is_named(self, tmp_path):
-        (tmp_path / "t10k-images-idx3-ubyte").write_bytes(np.array([0x803, 1, 0, 28], ">i4").tobytes())
+    @pytest.mark.parametrize(("height", "width"), [(0, 28), (1_549_869_891, 0)])
+    def test_an_image_without_pixels_is_named(self, tmp_path, height, width):
+        (tmp_path / "t10k-images-idx3-ubyte").write_bytes(np.array([0x803, 1, height, width], ">i4").tobytes())
         (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(np.array([0x801, 1], ">i4").tobytes() + bytes(1))
-        with pytest.raises(InputError, match=r"row 0 of .* cannot be decoded: it has 28 x 0 pixels, but must have at"):
+        before = reset_peak_memory()
+        with pytest.raises(InputError, match=r"row 0 of .* cannot be decoded: it has \d+ x \d+ pixels, but must have"):
             open_samples("mnist", "test", tmp_path).image(0)
+        assert peak_memory() - before < 2**28, "PIL would take memory for each row of no pixels"
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_mnist_idx_files(self, tmp_path, packed):

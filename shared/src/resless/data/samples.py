@@ -83,8 +83,7 @@ class Samples(ABC):
         mode = "L" if self.channels == 1 else "RGB"
         with self._decoding(index):
             picture = self._open(index)
-            if 0 in picture.size:
-                raise ValueError(f"it has {picture.width} x {picture.height} pixels, but must have at least one")
+            _check_pixels(*picture.size)
             picture = _in_8_bits(picture).convert(mode)
         if size is not None:
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
@@ -130,7 +129,13 @@ class ArraySamples(Samples):
 
     def _open(self, index: int) -> Image.Image:
         image = self._images[index]
+        _check_pixels(image.shape[2], image.shape[1])  # PIL would take memory for each row of no pixels
         return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if 0 in (width, height):
+        raise ValueError(f"it has {width} x {height} pixels, but must have at least one")
 
 
 class TreeSamples(Samples):
