@@ -42,6 +42,11 @@ def run(module: str, recipe: str, folder: Path, arguments: Sequence[str]) -> dic
     }
 
 
+def of_seed(seed: int, before: str = "-seed") -> str:
+    """The end of the names of a seed's runs: nothing for seed 0."""
+    return f"{before}{seed}" if seed else ""
+
+
 def finished(folder: Path) -> bool:
     """Whether the run of a folder is."""
     return (folder / "result.json").exists()

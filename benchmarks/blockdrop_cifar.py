@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 from _results import FOLDER, write
-from _runs import Start, data, length, run
+from _runs import Start, data, length, of_seed, run
 from resless.errors import check
 
 DENSE = {"R32_C10": "resnet32", "R110_C10": "resnet110_short"}
@@ -87,16 +87,16 @@ def main(options: Options) -> None:
 
 def trained(seed: int, options: Options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The curriculum with a seed, and what was fine-tuned from it: once for each penalty, then twice."""
-    of_seed = f"-seed{seed}" if seed else ""
-    curriculum = options.root / f"curriculum{of_seed}"
+    end = of_seed(seed)
+    curriculum = options.root / f"curriculum{end}"
     backbone = ["--backbone", options.network(DENSE[options.model], "avgpool", options.root), *options.foreign]
     arguments = ["--seed", str(seed), *data(options.data_dir), *backbone, *options.length(0)]
     first = run("blockdrop.train", f"{options.model}_short", curriculum, arguments)
-    runs = [curriculum.with_name(f"penalty{penalty:g}{of_seed}") for penalty in options.penalties]
+    runs = [curriculum.with_name(f"penalty{penalty:g}{end}") for penalty in options.penalties]
     stages = zip(runs, options.penalties, strict=True)
     finetuned = [finetune(1, curriculum, *stage, seed, options) for stage in stages]
     for penalty in options.again:
-        folder = curriculum.with_name(f"penalty{options.penalties[0]:g}-again{penalty:g}{of_seed}")
+        folder = curriculum.with_name(f"penalty{options.penalties[0]:g}-again{penalty:g}{end}")
         twice = finetune(2, runs[0], folder, penalty, seed, options)
         finetuned.append(twice | {"first_penalty": options.penalties[0]})
     return first, finetuned

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from _results import write
-from _runs import Start, data, finished, read_json
+from _runs import Start, data, finished, of_seed, read_json
 from _runs import run as run_recipe
 from _timing import FOLDED, PRECISIONS, against_the_first
 from deephoyer import recipes
@@ -173,7 +173,7 @@ def pruned(point: Point, dense: nn.Module, options: Options) -> dict[str, Any]:
     regulariser, *variants = point.name.split("-")
     strength = PUSH[point.name][BUDGETS.index(point.budget)] / options.stages[0]
     groups, own = ("--no-tied", "-own") if "own" in variants else ("--tied", "")
-    sparse = options.root / f"{regulariser}{own}-{strength:g}{of_seed(point)}"
+    sparse = options.root / f"{regulariser}{own}-{strength:g}{of_seed(point.seed)}"
     arguments = ["--reg", regulariser, groups, "--strength", str(strength), *backbone(options)]
     training = run("deephoyer.train", sparse, options, point, [*arguments, "--epochs", str(options.stages[0])])
     target = round(point.budget * costs.macs(dense, options.image))
@@ -264,12 +264,7 @@ def size(folder: Path, options: Options) -> dict[str, int]:
 
 def folder_of(point: Point, options: Options) -> Path:
     """The run folder in which a network of a budget ends."""
-    return options.root / f"{point.name}-at-{point.budget:g}{of_seed(point)}"
-
-
-def of_seed(point: Point) -> str:
-    """The end of the names of its folders: nothing for the first seed."""
-    return f"-seed{point.seed}" if point.seed else ""
+    return options.root / f"{point.name}-at-{point.budget:g}{of_seed(point.seed)}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from _results import write
-from _runs import data, read_json, run
+from _runs import data, of_seed, read_json, run
 from _timing import against_the_first
 from resless import costs, weights
 from resless.errors import check
@@ -124,13 +124,8 @@ def timed(options: Options) -> list[dict[str, Any]]:
 
 def folder_of(name: str, seed: int, options: Options) -> Path:
     """The run folder of a network."""
-    own = f"{name.replace(', ', '-').replace(' ', '-')}{of_seed(seed, '-seed')}"
+    own = f"{name.replace(', ', '-').replace(' ', '-')}{of_seed(seed)}"
     return Path(options.runs or f"runs/{options.results}") / own
-
-
-def of_seed(seed: int, before: str) -> str:
-    """The end of the names of its runs: nothing for seed 0."""
-    return f"{before}{seed}" if seed else ""
 
 
 def network_of(folder: Path) -> Path:

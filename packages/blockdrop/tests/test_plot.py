@@ -169,7 +169,7 @@ def test_policies_of_networks_of_any_size_are_readable(
 
 def test_easy_and_hard_images_carry_class_and_blocks(drawn: dict[str, Figure], tmp_path: Path) -> None:
     found = decided(8)
-    plot.draw_easy_and_hard(found, DIGITS, DIGITS.class_names, tmp_path / "a.png")
+    plot.draw_easy_and_hard(found, DIGITS, tmp_path / "a.png")
     titles = [axes.get_title().split("\n") for axes in drawn["a.png"].axes if axes.images]
     assert len(titles) == 2 * plot.EASY
     used = [int(blocks.removesuffix(" of 8")) for _, blocks in titles]
@@ -187,7 +187,7 @@ def test_without_easy_images_the_picture_says_why(
     drawn: dict[str, Figure], tmp_path: Path, right: bool, sentence: str
 ) -> None:
     same = Decisions(np.ones((360, 3), bool), np.full(360, right), DIGITS.labels.numpy(), np.arange(360))
-    plot.draw_easy_and_hard(same, DIGITS, DIGITS.class_names, tmp_path / "a.png")
+    plot.draw_easy_and_hard(same, DIGITS, tmp_path / "a.png")
     assert sentence in drawn["a.png"].axes[0].texts[0].get_text()
 
 

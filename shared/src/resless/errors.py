@@ -34,3 +34,14 @@ def check(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise InputError naming field, value and what is allowed, unless `condition` holds."""
     if not condition:
         raise InputError(f"{field} is {value!r}, but must be {allowed}")
+
+
+def check_left_out(reason: str, **options: object) -> None:
+    """Raise InputError for options that would have no effect, named with underscores; None is one that is not given."""
+    for name, value in options.items():
+        check(value is None, f"--{name.replace('_', '-')}", value, f"left out, {reason}")
+
+
+def check_agrees(option: str, given: object, found: object, source: str) -> None:
+    """Raise InputError for an option that says otherwise than `source` does, or says what that has not (None)."""
+    check(given in (None, found), option, given, f"{found}, as in {source}, or left out" if found else "left out")

@@ -14,7 +14,7 @@ from resless import costs, latency, models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, Shards, check_fit
-from resless.errors import InputError, check
+from resless.errors import InputError, check, check_agrees
 from resless.evaluate import Evaluation, evaluate_each
 from resless.files import write_text
 from resless.report import table
@@ -169,8 +169,7 @@ def check_options(config: EvalConfig, net: AdaptiveNet) -> None:
     """Raise InputError for options of the network that its model folder contradicts."""
     options = models.spec_of(net).options
     found = {**backbones.option_defaults(options["backbone"]), **options["backbone_options"]}.get("shortcut")
-    allowed = f"{found}, as in {config.model}, or left out" if found else "left out"
-    check(config.shortcut in (None, found), "--shortcut", config.shortcut, allowed)
+    check_agrees("--shortcut", config.shortcut, found, config.model)
     alike = config.second_norms or net.skip_norms is None
     check(alike, "--second-norms", config.second_norms, f"left out: {config.model} has second norms")
 

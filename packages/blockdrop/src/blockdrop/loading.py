@@ -11,7 +11,7 @@ import torch
 from resless import models, weights
 from resless.data import Images
 from resless.data.stream import Stream
-from resless.errors import InputError, check, unknown_name
+from resless.errors import InputError, check, check_agrees, unknown_name
 from resless.models.folded import check_unfolded
 from resless.modes import in_eval_mode
 from torch import Tensor, nn
@@ -150,8 +150,7 @@ def _check_alone(config: BackboneConfig, source: str) -> None:
 def _check_shortcut(config: BackboneConfig, backbone: nn.Module, source: str) -> None:
     """Refuse another --shortcut than that of a residual network that says it itself."""
     found = models.origin(models.spec_of(backbone)).options.get("shortcut")
-    allowed = f"{found}, as in {source}, or left out" if found else "left out"
-    check(config.shortcut in (None, found), "--shortcut", config.shortcut, allowed)
+    check_agrees("--shortcut", config.shortcut, found, source)
 
 
 def check_size(spec: models.Spec, images: Images | Stream) -> None:

@@ -66,15 +66,14 @@ def draw(found: Decisions, images: Images | Stream, folder: Path, result: Mappin
     Raises:
         InputError: the folder cannot be written.
     """
-    class_names = images.class_names if isinstance(images, Images) else images.samples.class_names
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draw_keep_rates(found, class_names, folder / "keep_rates.png", result.get("stages", ()))
+        draw_keep_rates(found, images.class_names, folder / "keep_rates.png", result.get("stages", ()))
         draw_blocks_used(found, folder / "blocks_used.png")
         draw_policies(found, images, folder / "policies.png", result.get("stages", ()))
-        draw_easy_and_hard(found, images, class_names, folder / "easy_hard.png")
+        draw_easy_and_hard(found, images, folder / "easy_hard.png")
         draw_cost_accuracy(result, folder / "cost_accuracy.png")
-        write_text(folder / "policies.json", json.dumps(analyse.record(found, class_names), indent=1) + "\n")
+        write_text(folder / "policies.json", json.dumps(analyse.record(found, images.class_names), indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write pictures to {folder}: {error.strerror or error}") from error
 
@@ -180,9 +179,9 @@ def draw_policies(found: Decisions, images: Images | Stream, path: Path, stages:
     save(drawing, path)
 
 
-def draw_easy_and_hard(found: Decisions, images: Images | Stream, class_names: Sequence[str], path: Path) -> None:
+def draw_easy_and_hard(found: Decisions, images: Images | Stream, path: Path) -> None:
     """Correctly classified images of several classes that use the fewest blocks, and those that use the most."""
-    per_class = max(2, math.ceil(EASY / len(class_names)))
+    per_class = max(2, math.ceil(EASY / images.num_classes))
     both = zip(("Fewest", "Most"), analyse.easy_and_hard(found, EASY, per_class), strict=True)
     groups = [(title, rows) for title, rows in both if len(rows)]
     if not groups:
@@ -202,7 +201,7 @@ def draw_easy_and_hard(found: Decisions, images: Images | Stream, class_names: S
         cells = list(part.subplots(count, COLUMNS, squeeze=False).flat)
         _draw_images(cells, found, rows, images)
         for axes, row in zip(cells[: len(rows)], rows, strict=True):
-            name = _short(class_names[found.labels[row]], 15)
+            name = _short(images.class_names[found.labels[row]], 15)
             axes.set_title(f"{name}\n{found.blocks_used[row]} of {found.kept.shape[1]}", fontsize=8, pad=3)
     save(drawing, path)
 

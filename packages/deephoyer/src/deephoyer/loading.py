@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resless import models, weights
-from resless.errors import check
+from resless.errors import check_left_out
 from torch import nn
 
 from deephoyer.config import ForeignConfig
@@ -89,6 +89,4 @@ def check_left_to_folder(folder: str, **options: object) -> None:
     Raises:
         InputError: one of them is given; it is named.
     """
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        check(value is None, option, value, f"left out, since the model folder {folder} says what its network is")
+    check_left_out(f"since the model folder {folder} says what its network is", **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from resless.data import catalog
 from resless.data.binary import open_cifar, open_mnist
 from resless.data.catalog import Dataset
 from resless.data.samples import ArraySamples, FileRows, MappedTable, ParquetTable, Samples, TableSamples, TreeSamples
-from resless.errors import InputError, check, unknown_name
+from resless.errors import InputError, check_left_out, unknown_name
 
 _TEST_NAMES = ("test", "validation", "val", "valid")
 _HUB_TIMEOUT_S = 10
@@ -49,9 +49,9 @@ def open_samples(
             columns are given for data that have none.
     """
     dataset = catalog.get(name)
-    columns = {"--image-column": image_column, "--label-column": label_column}
+    columns = {"image_column": image_column, "label_column": label_column}
     if name == "digits":
-        _check_left_out({"--data-dir": data_dir, **columns}, "digits come with the package: give another --dataset")
+        check_left_out("for digits come with the package: give another --dataset", data_dir=data_dir, **columns)
         return _open_digits(dataset, split)
     folder = _local_folder(dataset, data_dir)
     if folder is None:
@@ -63,14 +63,8 @@ def open_samples(
         return TableSamples(dataset, table, image_column, label_column)
     found = open_cifar(dataset, folder, splits) or open_mnist(dataset, folder, splits)
     samples = found or _open_tree(dataset, folder, splits)
-    _check_left_out(columns, f"the files in {folder} are no tables")
+    check_left_out(f"for the files in {folder} are no tables", **columns)
     return samples
-
-
-def _check_left_out(options: Mapping[str, object], reason: str) -> None:
-    """Raise InputError for options that would have no effect."""
-    for option, value in options.items():
-        check(value is None, option, value, f"left out, for {reason}")
 
 
 def _open_digits(dataset: Dataset, split: str) -> Samples:

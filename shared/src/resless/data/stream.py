@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cached_property, partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from resless.data.policies import Transform, interpolation_mode
 from resless.data.policies import auto_augment as policy_of
 from resless.data.samples import Samples
 from resless.errors import InputError, check
-
-if TYPE_CHECKING:
-    from torchvision.transforms import InterpolationMode
 
 _ORDER = -1
 _PREFETCH_FACTOR = 4
@@ -90,23 +87,22 @@ def eval_transform(size: int = 224, resize: int = 256, interpolation: str = "bil
     from torchvision.transforms import v2
 
     mode = interpolation_mode(interpolation)
-    return v2.Compose([ShorterSide(resize, mode), v2.CenterCrop(size)])
+    shorter = partial(v2.functional.resize, size=[resize], interpolation=mode, antialias=True)
+    return v2.Compose([ShorterSide(resize, shorter), v2.CenterCrop(size)])
 
 
 @dataclass(frozen=True)
 class ShorterSide:
-    """An image resized until its shorter side has `size` pixels.
+    """An image resized, by `resize`, until its shorter side has `size` pixels.
 
     Raises InputError where that would make more than 2^24 pixels, of an image much longer than wide.
     """
 
     size: int
-    interpolation: InterpolationMode
+    resize: Transform
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 [C, H, W] -> uint8 [C, size, >= size] or [C, >= size, size]"""
-        from torchvision.transforms import v2
-
         height, width = image.shape[1:]
         pixels = self.size**2 * max(height, width) // min(height, width)
         if pixels > _MAX_RESIZED_PIXELS:
@@ -114,7 +110,7 @@ class ShorterSide:
                 f"of {width} x {height} pixels it would get {pixels:,} with a shorter side of {self.size}, but at most "
                 f"{_MAX_RESIZED_PIXELS:,} are allowed: crop it or leave it out"
             )
-        return v2.functional.resize(image, [self.size], interpolation=self.interpolation, antialias=True)
+        return self.resize(image)
 
 
 @dataclass(frozen=True, eq=False)
