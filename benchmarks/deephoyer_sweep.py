@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 from _results import write
 from deephoyer import recipes
+from deephoyer.prune import metrics
 from deephoyer.sweep import sweep_strengths, sweep_thresholds
 from resless.config import as_dict
 
@@ -58,11 +59,10 @@ def main(options: Options) -> None:
         data=data,
         run=replace(run, run_dir=str(root / "points")),
     )
-    sweep_thresholds(pruning)
+    chosen = metrics(sweep_thresholds(pruning))
     points = json.loads((root / "points" / "sweep.json").read_text())
     for point in points:  # the folder is of this machine; what counts is the strength
         point["strength"] = float(Path(point.pop("model")).parent.name.removeprefix("strength-"))
-    chosen = json.loads((root / "points" / "chosen" / "result.json").read_text())
     settings = {"train": as_dict(training), "prune": as_dict(pruning)}
     write("deephoyer-sweep", {"points": points, "chosen": chosen, "settings": settings})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deephoyer import cli, evaluate
+from deephoyer import cli, evaluate, sweep
 from deephoyer import prune as stage
 from deephoyer.config import EvalConfig, PruneConfig, TrainConfig
 from deephoyer.plan import EmptyLayer
@@ -280,7 +280,7 @@ def test_choice_by_accuracy_is_the_cheapest_within_the_drop() -> None:
         choose([], 0.01, None)
 
 
-def test_sweep_trains_cuts_and_chooses_on_held_out_images(tmp_path: Path) -> None:
+def test_sweep_trains_cuts_and_chooses_on_held_out_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(holdout=0.2)
     strengths = (1e-4, 1e-3)
     folders = sweep_strengths(TrainConfig(sweep=strengths, data=data, optim=ADAM, run=run_in(tmp_path / "train")))
@@ -300,12 +300,19 @@ def test_sweep_trains_cuts_and_chooses_on_held_out_images(tmp_path: Path) -> Non
     found = (tmp_path / "sweep" / "sweep.json").read_text()
     assert found.count('"sensitivity": 0.5') == 2, "a point for each strength"
     assert '"sensitivity": 1000000.0' not in found, "a threshold that empties a layer is no point"
+    points = json.loads(found)
     assert (tmp_path / "sweep" / "sweep.png").exists()
     # Done runs are not repeated: going on only reads them.
     going_on = replace(config, run=replace(config.run, resume="auto"))
     assert sweep_thresholds(going_on).left == result.left
     with pytest.raises(InputError, match=r"holds a sweep: go on with --resume auto"):
         sweep_thresholds(config)
+    # Another limit may choose another point, here the one that was not chosen before; what that one made stays.
+    other = min((point for point in points if point["macs"] != result.left.macs), key=lambda point: point["macs"])
+    monkeypatch.setattr(sweep, "choose", lambda *_: Point(**other))
+    sweep_thresholds(replace(going_on, max_accuracy_drop=1.0))
+    monkeypatch.undo()
+    assert len(list((tmp_path / "sweep" / "chosen").glob("*/model/config.json"))) == 2
     with pytest.raises(InputError, match=r"no point has at most 1 MACs, the least is"):
         sweep_thresholds(replace(going_on, max_accuracy_drop=None, target_macs=1))
     with pytest.raises(InputError, match=r"holds a sweep with sweep_epochs = 1, now 2"):

@@ -69,9 +69,9 @@ def sweep_thresholds(config: PruneConfig) -> Pruned:
     processes = accelerator(config.run.mixed_precision)
     root = _open(config, f"sweep-{config.rule}", processes)
     points = []
-    for number, model in enumerate(config.model):
+    for model in config.model:
         for sensitivity in config.sweep:
-            folder = root / f"model-{number}-sensitivity-{sensitivity:g}"
+            folder = root / _label(config, model, sensitivity)
             point = _measure(config, model, sensitivity, folder, processes)
             if point is not None:
                 points.append(point)
@@ -80,8 +80,9 @@ def sweep_thresholds(config: PruneConfig) -> Pruned:
         _write(points, root)
     best = choose(points, config.max_accuracy_drop, config.target_macs)
     processes.print(f"chosen: {best.model} at {best.sensitivity:g}", flush=True)
-    final = _single(config, best.model, best.sensitivity, root / "chosen")
-    return prune(final)
+    # A folder for each choice: another limit may choose another point, and what is finished stays.
+    folder = root / "chosen" / _label(config, best.model, best.sensitivity)
+    return prune(_single(config, best.model, best.sensitivity, folder))
 
 
 def choose(points: list[Point], max_accuracy_drop: float | None, target_macs: int | None) -> Point:
@@ -144,6 +145,11 @@ def _write(points: list[Point], root: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="MACs an image", ylabel="error on held-out images, %")
     axes.legend(frameon=False, fontsize=7)
     report.save(drawing, root / "sweep.png")
+
+
+def _label(config: PruneConfig, model: str, sensitivity: float) -> str:
+    """What a point's folder is called."""
+    return f"model-{config.model.index(model)}-sensitivity-{sensitivity:g}"
 
 
 def _single(config: PruneConfig, model: str, sensitivity: float, folder: Path) -> PruneConfig:
