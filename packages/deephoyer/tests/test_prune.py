@@ -236,6 +236,17 @@ def test_report_names_three_accuracies_and_what_is_left(trained: str, tmp_path: 
     assert (tmp_path / "run" / "histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_network_with_an_empty_layer_is_evaluated_all_the_same(trained: str, tmp_path: Path) -> None:
+    model = weights.from_pretrained(trained)
+    torch.nn.init.zeros_(model.get_submodule("fc2").weight)
+    weights.save_pretrained(model, tmp_path / "empty", example=DIGIT)
+    text = succeeded(cli.evaluate, "--model", "empty", "--output", "found.json", cwd=tmp_path)
+    assert "not compacted: nothing is left of" in text
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < found["top1"] < 0.3, "one class for all images"
+    assert found["macs"] == found["dense_macs"]
+
+
 def test_interrupted_fine_tuning_resumes_exactly(trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pruning(trained, tmp_path / "whole", run=run_in(tmp_path / "whole", checkpoint_steps=5))
     prune(whole)

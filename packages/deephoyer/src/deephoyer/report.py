@@ -14,6 +14,7 @@ from torch import nn
 from deephoyer import method
 from deephoyer.compact import base_name, explained, structure
 from deephoyer.graph import CannotFollow
+from deephoyer.plan import EmptyLayer
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def sparsity(model: nn.Module, example: torch.Tensor, round_to: int = 1) -> Spar
     not_compacted = ""
     try:
         small, reasons = explained(model, example, round_to)
-    except CannotFollow as error:
+    except (CannotFollow, EmptyLayer) as error:
         small, reasons, not_compacted = model, {}, str(error)
     macs = {base_name(name): count for name, count in costs.layer_macs(small, example).items()}
     sizes = {base_name(name.removesuffix(".weight")): weight.shape for name, weight in prunable(small).items()}
