@@ -27,7 +27,7 @@ from typing import Any, Literal
 import tyro
 from resless import cli, weights
 from resless.config import DataConfig, RunConfig
-from resless.errors import check
+from resless.errors import InputError, check
 from resless.files import write_text
 
 
@@ -39,6 +39,10 @@ class Options:
     """Name of a data set, hub id, or local folder."""
     data_dir: str | None = None
     """Folder that holds the data set; None looks it up on the hub. `digits` comes with the package."""
+    image_column: str | None = None
+    """Column of the images in tables whose column is not called as usual."""
+    label_column: str | None = None
+    """Column of the labels, likewise."""
     model: str = "resnet20"
     """Residual network for CIFAR-sized images, of depth 6n + 2."""
     pretrained: str | None = None
@@ -74,7 +78,8 @@ class Options:
 
     def __post_init__(self) -> None:
         # Here already: what only a later command refuses would have taken the folder, and minutes.
-        DataConfig(dataset=self.dataset, data_dir=self.data_dir, image_size=self.image_size, pad=self.pad)
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        DataConfig(dataset=self.dataset, data_dir=self.data_dir, image_size=self.image_size, pad=self.pad, **columns)
         RunConfig(seed=self.seed)
         epochs = self.epochs
         check(epochs is None or epochs > 0, "--epochs", epochs, "1 or more, or left out for those of the recipes")
@@ -143,7 +148,7 @@ def take(wanted: Iterable[Step], root: Path) -> None:
 @contextmanager
 def timed(step: Step, note: Path) -> Iterator[None]:
     """Add the seconds that a step takes to those of its interrupted starts; only those of a kill stay unknown."""
-    steps = json.loads(note.read_text(encoding="utf-8"))["steps"] if note.exists() else {}
+    steps = noted_seconds(note)
     before = 0.0 if step.done.exists() else steps.get(step.name, 0.0)
     start = time.perf_counter()
     try:
@@ -152,6 +157,15 @@ def timed(step: Step, note: Path) -> Iterator[None]:
         steps[step.name] = round(before + time.perf_counter() - start, 1)
         seconds = {"total": round(sum(steps.values()), 1), "steps": steps}
         write_text(note, json.dumps(seconds, indent=1) + "\n")
+
+
+def noted_seconds(note: Path) -> dict[str, float]:
+    """How long each step took, as `seconds.json` says; nothing where it is missing or damaged: no result needs it."""
+    try:
+        steps = json.loads(note.read_text(encoding="utf-8"))["steps"]
+        return {str(name): float(seconds) for name, seconds in steps.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def measure(folders: Callable[[Any], Mapping[str, Path]], options: Options) -> Step:
@@ -176,15 +190,23 @@ def claim(options: Options) -> None:
     settings = {name: value for name, value in vars(options).items() if name not in ("data_dir", "runs", "repeats")}
     settings = json.loads(json.dumps(settings))  # as the note gives them back, which knows no tuples
     note = options.root / "options.json"
-    if note.exists():
-        before = json.loads(note.read_text(encoding="utf-8"))
+    there = {path.name for path in options.root.iterdir()} if options.root.exists() else set()
+    if there - {note.name, "seconds.json"}:  # else no step got as far as a file, and no option is bound yet
+        check(note.exists(), "--runs", options.runs, "a folder that is empty or not there")
+        before = noted_options(note)
         changed = [name for name in settings if before.get(name) != settings[name]]
-        there = ", ".join(f"--{name.replace('_', '-')} {before.get(name)}" for name in changed)
-        check(not changed, "--runs", options.runs, f"another folder: this one holds a comparison with {there}")
-    elif options.root.exists():
-        check(not any(options.root.iterdir()), "--runs", options.runs, "a folder that is empty or not there")
+        held = ", ".join(f"--{name.replace('_', '-')} {before.get(name)}" for name in changed)
+        check(not changed, "--runs", options.runs, f"another folder: this one holds a comparison with {held}")
     options.root.mkdir(parents=True, exist_ok=True)
     write_text(note, json.dumps(settings, indent=1) + "\n")
+
+
+def noted_options(note: Path) -> dict[str, Any]:
+    """What `options.json` says. Raises InputError where it is damaged."""
+    try:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{note} is damaged ({error}): give another folder as --runs") from error
 
 
 def networks(options: Options) -> dict[str, Path]:
@@ -284,8 +306,10 @@ def make(options: Options, folder: str, *command: str) -> Step:
 def images(options: Options) -> list[str]:
     """Arguments that name the images."""
     given = ["--dataset", options.dataset]
-    given += [] if options.data_dir is None else ["--data-dir", options.data_dir]
-    return given + ([] if options.image_size is None else ["--image-size", str(options.image_size)])
+    for name in ("data_dir", "image_column", "label_column", "image_size"):
+        value = getattr(options, name)
+        given += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return given
 
 
 def training(options: Options, epochs: int | None) -> list[str]:

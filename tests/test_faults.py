@@ -27,7 +27,7 @@ import resless.cli
 import torch
 from resless import checkpoint, models, weights
 from resless.run import Run
-from resless.testing import TIMEOUT_S, Ended, assert_same_run, entered, few_images, succeeded, undrawn
+from resless.testing import TIMEOUT_S, Ended, assert_same_run, disk, entered, few_images, succeeded, undrawn
 
 KILLS = int(os.environ.get("RESLESS_KILLS", "3"))  # of each of the seven commands
 Entry = Callable[[], None]
@@ -135,12 +135,6 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     record_property("killed", killed)
 
 
-def mounted(folder: Path, options: str) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-
-
 def size(folder: Path) -> int:
     """Bytes in the files of a folder, in whole pages."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
@@ -149,28 +143,22 @@ def size(folder: Path) -> int:
 def test_on_a_full_disk_nothing_finished_is_lost(command: tuple[Entry, list[str]], whole: Path, tmp_path: Path) -> None:
     entry, options = command
     newest = max((whole / "checkpoints").glob("epoch_*"))
-    mounted(tmp_path, f"size={5 * size(newest) // 2 + 64 * 1024}")  # room for two checkpoints and a half
     args = [*options, "--run-dir", "run", "--keep-checkpoints", "9"]
-    try:
+    with disk(tmp_path, f"size={5 * size(newest) // 2 + 64 * 1024}"):  # room for two checkpoints and a half
         sentence = stopped(entry, *args, cwd=tmp_path)
         assert len(list((tmp_path / "run" / "checkpoints").glob("epoch_*"))) > 0
         assert damaged(tmp_path / "run") == {}
         subprocess.run(["mount", "-o", "remount,size=512m", str(tmp_path)], check=True)
         assert "resumed from run/checkpoints/epoch_" in succeeded(entry, *args, "--resume", "auto", cwd=tmp_path)
         assert_same_run(whole, tmp_path / "run")
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
     assert "to run (No space left on device)" in sentence
     assert "the checkpoints that are there are unharmed, make room and go on with --resume auto" in sentence
 
 
 def test_a_folder_that_cannot_be_written_is_refused(command: tuple[Entry, list[str]], tmp_path: Path) -> None:
     entry, options = command
-    mounted(tmp_path, "ro,size=1m")
-    try:
+    with disk(tmp_path, "ro,size=1m"):
         sentence = stopped(entry, *options, "--run-dir", "run", cwd=tmp_path)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
     assert sentence == "error: cannot write to run folder run: Read-only file system"
 
 

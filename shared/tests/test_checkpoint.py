@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from resless import checkpoint
 from resless.errors import InputError
-from resless.testing import forked
+from resless.testing import disk, forked
 
 CONFIG = {"model": "lenet5", "optim": {"lr": 0.1, "milestones": [81, 122]}, "run": {"resume": None}}
 
@@ -178,14 +177,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_really_full_leaves_the_checkpoint_before(tmp_path):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with disk(tmp_path, "size=1m"):
         save(tmp_path, "epoch_0001")
         assert_survives_a_full_disk(tmp_path, numbers=2**20)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 # --- damage

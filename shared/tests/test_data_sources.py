@@ -76,6 +76,12 @@ class TestParquet:
         assert samples.where(2) == f"row 2 of {folder / 'train-00000-of-00002.parquet'}"
         assert samples.where(3) == f"row 0 of {folder / 'train-00001-of-00002.parquet'}"
 
+    def test_a_part_that_is_missing_is_told(self, tmp_path):
+        for part in (0, 2):
+            write_parquet(tmp_path / f"train-0000{part}-of-00003.parquet", pictures(1), [0])
+        with pytest.raises(InputError, match=rf"{tmp_path} holds 2 of the 3 parts of train: copy the others there"):
+            open_samples(str(tmp_path), "train")
+
     @pytest.mark.parametrize("name", ["test-0.parquet", "validation-0.parquet", "val.parquet", "test/0000.parquet"])
     def test_test_split_is_found_under_its_usual_names(self, tmp_path, name):
         write_parquet(tmp_path / name, pictures(2), [0, 1])

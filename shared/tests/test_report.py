@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from resless import report
+from resless.testing import disk
 
 
 def picture_size(path) -> tuple[int, int]:
@@ -45,6 +46,14 @@ def test_curves_are_drawn_from_records_of_different_fields(tmp_path):
     ]
     report.curves(records, tmp_path / "pictures" / "curves.png")
     assert picture_size(tmp_path / "pictures" / "curves.png") == (9 * 150, 3.6 * 150)
+
+
+def test_a_full_disk_leaves_no_part_of_a_picture_and_is_told_with_its_name(tmp_path):
+    with disk(tmp_path, "size=8k"):
+        with pytest.raises(OSError, match="No space left") as failed:
+            report.curves([{"epoch": 1, "train_loss": 2.0}], tmp_path / "curves.png")
+        assert failed.value.filename == str(tmp_path / "curves.png")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_epochs_has_no_curves(tmp_path):

@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,7 @@ LENET = TrainConfig(
     run=RunConfig(checkpoint_steps=5),
 )
 RESNET = replace(LENET, model="resnet8", optim=OptimConfig(lr=0.05, weight_decay=1e-4, batch_size=64, epochs=3))
+STREAMED = replace(LENET, data=DataConfig(stream=True, workers=2, image_size=8))
 STEPS = 20  # of one epoch: 1,437 training images, 1,293 of them not held out, in batches of 64
 
 Loop = Callable[[TrainConfig], object]
@@ -248,6 +251,38 @@ def test_a_signal_saves_and_exits(tmp_path, number, code, step):
     done(forked(lambda: train(replace(LENET, run=replace(options, resume="auto")))))
     done(forked(lambda: train(config_in(LENET, whole))))
     assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_saves_though_those_that_decode_images_get_it_too(tmp_path, number, code):
+    def signalled() -> None:
+        # From outside the group, as torchrun and schedulers send it: what their parent sends, workers know.
+        kill = ["kill", f"-{int(number)}", "--", f"-{os.getpgid(0)}"]
+        subprocess.run(kill, start_new_session=True, check=True)
+        time.sleep(1)  # for them to die, if they do
+
+    def task() -> None:
+        at_step(7, signalled)
+        cli.main(lambda: train(config_in(STREAMED, tmp_path / "stopped", checkpoint_steps=None)))
+
+    ended = forked(task)[0]
+    assert ended.code == code, ended.printed
+    assert f"stopped by {signal.Signals(number).name} at epoch 1, step 7" in ended.printed
+    assert "Traceback" not in ended.printed
+    done(forked(lambda: train(config_in(STREAMED, tmp_path / "stopped", resume="auto"))))
+    done(forked(lambda: train(config_in(STREAMED, tmp_path / "whole"))))
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_decoding_process_that_dies_stops_the_run_with_a_sentence(tmp_path):
+    def task() -> None:
+        at_step(7, lambda: psutil.Process().children()[0].kill())  # as the system does when memory runs out
+        cli.main(lambda: train(config_in(STREAMED, tmp_path / "broken")))
+
+    ended = forked(task)[0]
+    assert ended.code == 2, ended.printed
+    assert "error: a process that decodes images has died (DataLoader worker (pid" in ended.printed
+    assert "Traceback" not in ended.printed
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from resless import data, models, weights
 from resless.errors import InputError
-from resless.testing import shared_data
+from resless.testing import disk, shared_data
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -158,6 +158,40 @@ def test_existing_folder_is_replaced_only_on_request(tmp_path: Path) -> None:
     weights.save_pretrained(trained_resnet(), folder, overwrite=True)
     assert weights.from_pretrained(folder).spec.name == "resnet8"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_model_folder(tmp_path: Path) -> None:
+    with disk(tmp_path, "size=128k"):
+        weights.save_pretrained(small_lenet(), tmp_path / "model")
+        with pytest.raises(OSError, match="No space left on device") as failed:
+            weights.save_pretrained(trained_resnet(), tmp_path / "model", overwrite=True)
+        assert failed.value.filename == str(tmp_path / "model")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert weights.from_pretrained(tmp_path / "model").spec.name == "lenet_300_100"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("mean", None, "mean in {} is None, std [0.25]"),
+        ("mean", [0.5, 0.5], "mean in {} is [0.5, 0.5], std [0.25]"),
+        ("mean", ["a"], "mean in {} is ['a'], std [0.25]"),
+        ("mean", [10**400], "mean in {} is [1000"),
+        ("std", [0], "mean in {} is [0.5], std [0]"),
+        ("std", [float("nan")], "mean in {} is [0.5], std [nan]"),
+        ("image_size", -8, "image_size in {} is -8, but must be a whole number in 1.."),
+        ("image_size", [8, "x"], "image_size in {} is 'x', but must be a whole number in 1.."),
+        ("val_resize_size", 0, "val_resize_size in {} is 0, but must be a whole number in 1.."),
+        ("interpolation", "x", "unknown interpolation in {} 'x'"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused_with_its_file(
+    field: str, value: object, sentence: str, tmp_path: Path
+) -> None:
+    weights.save_pretrained(small_lenet(), tmp_path / "net", preprocessing={"mean": [0.5], "std": [0.25]})
+    edited(lambda config: config["preprocessing"].update({field: value}))(tmp_path / "net")
+    with pytest.raises(InputError, match=re.escape(sentence.format(tmp_path / "net" / "config.json"))):
+        weights.read_config(tmp_path / "net")
 
 
 def test_what_a_kill_left_between_two_moves_is_named_and_the_next_write_takes_it_away(

@@ -88,6 +88,13 @@ def main(command: Callable[[], None]) -> None:
     except OSError as error:  # a disk that is full or not to be written, a file that went away
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        # torch raises it wherever the main process happens to be.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        advice = "if memory ran out, give fewer --workers or a smaller batch; a training goes on with --resume auto"
+        print(f"error: a process that decodes images has died ({error}): {advice}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 

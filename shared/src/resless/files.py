@@ -13,17 +13,27 @@ WRITING = ".writing-"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: temporary file, synchronised, renamed. Of a link, the file that it leads to."""
+    """Write a small file as UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file atomically: temporary file, synchronised, renamed. Of a link, the file that it leads to.
+
+    Raises:
+        OSError: it cannot be written; `filename` is set, which a full disk alone does not tell.
+    """
     path = path.resolve()
     temporary = path.with_name(f"{WRITING}{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
     sync(path.parent)
 

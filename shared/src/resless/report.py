@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from resless.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,9 +70,11 @@ def style(axes: Axes) -> None:
 
 
 def save(drawing: Figure, path: Path) -> None:
-    """Write a picture as PNG."""
+    """Write a picture as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+    content = io.BytesIO()
+    drawing.savefig(content, dpi=150, format="png")
+    write_bytes(path, content.getvalue())
 
 
 def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -53,6 +53,18 @@ def shared_data(*parts: str) -> Path:
     return pytest.skip(f"needs {'/'.join(parts)}: not beside the repository, nor in $RESLESS_SHARED")
 
 
+@contextmanager
+def disk(folder: Path, options: str) -> Iterator[None]:
+    """A disk of its own at `folder`, in memory, mounted with options such as `size=1m`; skips without the right to."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def script(name: str) -> str:
     """Path of an installed console script of the running environment."""
     path = Path(sys.executable).parent / name

@@ -8,9 +8,11 @@ tensors.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import re
+import reprlib
 import shutil
 import uuid
 from collections import OrderedDict
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from resless import costs, models
 from resless.errors import InputError, check
 from resless.files import sha256, sync
-from resless.models.options import MAX_IMAGE_SIZE, whole_number
+from resless.models.options import MAX_IMAGE_SIZE, choice, whole_number
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -86,6 +88,7 @@ def save_pretrained(
     Raises:
         InputError: the folder exists (or, with `overwrite`, is not a model folder), the model cannot be rebuilt from
             its spec, something given is not JSON, or there are more or fewer class names than logits.
+        OSError: nothing can be written there; the folder is its `filename`.
     """
     folder = Path(folder)
     check_target(folder, overwrite)
@@ -125,6 +128,9 @@ def save_pretrained(
         for path in staging.iterdir():
             sync(path)
         _replace_folder(staging, folder)
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)  # safetensors has an error of its own for a full disk
+        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(folder)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -212,6 +218,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     check(version == FORMAT_VERSION, f"format_version in {path}", version, f"{FORMAT_VERSION} for this resless")
     _check_fields(config["model"], _MODEL_FIELDS, f"model in {path}")
     _check_image_shape(config["costs"].get("image_shape"), config["model"]["in_channels"], path)
+    _check_preprocessing(config["preprocessing"], path)
     _check_class_names(config, str(path))
     _check_sha256(config, path)
     return config
@@ -450,6 +457,35 @@ def _check_image_shape(shape: Any, in_channels: int, path: Path) -> None:
     sizes = isinstance(shape, list) and all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in shape)
     fits = shape is None or (sizes and len(shape) == 3 and shape[0] == in_channels)
     check(fits, f"image_shape in {path}", shape, "[channels of the network, height, width]")
+
+
+def _check_preprocessing(given: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError unless what is known of it can be: mean and standard deviation belong together."""
+    if given.keys() & {"mean", "std"}:
+        mean, std = given.get("mean"), given.get("std")
+        if not _are_statistics(mean, std):
+            raise InputError(
+                f"mean in {path} is {reprlib.repr(mean)}, std {reprlib.repr(std)}, but they must be finite numbers, as "
+                "many as channels each, and std above 0"
+            )
+    if (sides := given.get("image_size")) is not None:
+        for side in sides if isinstance(sides, list) and len(sides) == 2 else [sides]:
+            whole_number(f"image_size in {path}", side, 1, MAX_IMAGE_SIZE)
+    if (resize := given.get("val_resize_size")) is not None:
+        whole_number(f"val_resize_size in {path}", resize, 1, MAX_IMAGE_SIZE)
+    if (interpolation := given.get("interpolation")) is not None:
+        choice(f"interpolation in {path}", interpolation, ("bilinear", "bicubic"))
+
+
+def _are_statistics(mean: Any, std: Any) -> bool:
+    """Whether these are a mean [C] or [C, H, W] and a standard deviation [C] to normalise images with."""
+    try:
+        means, deviations = torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(std, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+    if means.dim() not in (1, 3) or deviations.dim() != 1 or not 0 < len(means) == len(deviations):
+        return False
+    return bool(means.isfinite().all() and deviations.isfinite().all() and (deviations > 0).all())
 
 
 def _check_class_names(config: Mapping[str, Any], source: str) -> None:

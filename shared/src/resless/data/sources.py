@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from resless.data.samples import ArraySamples, FileRows, MappedTable, ParquetTab
 from resless.errors import InputError, check_left_out, unknown_name
 
 _TEST_NAMES = ("test", "validation", "val", "valid")
+_PART = re.compile(r"-\d+-of-(?P<count>\d+)$")
 _HUB_TIMEOUT_S = 10
 _ADVICE = "give the folder of a local copy with --data-dir, or use --dataset digits, which needs no files"
 
@@ -113,8 +115,21 @@ def _parquet_files(dataset: Dataset, folder: Path, splits: Sequence[str]) -> lis
             raise InputError(f"there are several data sets under {folder}: give the folder of one, {folders[0]} say")
         if not found:
             return []
+        _check_complete(found)
         files += found
     return files
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Raise InputError if parts are missing: `train-00001-of-00005.parquet` says how many there are."""
+    parts = [_PART.search(file.stem) for file in files]
+    counts = {int(part["count"]) for part in parts if part}
+    if all(parts) and len(counts) == 1 and len(files) < max(counts):
+        there, split = files[0].parent, _PART.sub("", files[0].stem)
+        raise InputError(
+            f"{there} holds {len(files)} of the {max(counts)} parts of {split}: copy the others there too or, "
+            f"to use these alone, rename them to {split}-0.parquet and so on"
+        )
 
 
 def _is_of(file: Path, split: str) -> bool:

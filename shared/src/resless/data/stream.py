@@ -7,6 +7,7 @@ exact. torchvision, which takes half a second to import, is imported where it is
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -288,6 +289,7 @@ class _Stream:
             batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global one at the start of every epoch
             persistent_workers=num_workers > 0,
@@ -315,3 +317,10 @@ class _Plan:
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C, and SIGTERM as torchrun and schedulers send it, reach all processes of the group: the main one is to stop
+    after its step, with a checkpoint, for which it needs the batches that are on their way. It ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
