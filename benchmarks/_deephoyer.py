@@ -17,7 +17,7 @@ LABELS = {
     "group_hoyer_square-memory": "Group-HS, memory counted",
     "group_hoyer_square-own": "Group-HS, each tensor by itself",
     "group_lasso": "group lasso",
-    "thinner": "thinner, trained as long",
+    "thinner": "thinner, from fresh weights",
 }
 FORMS = {
     "fp32": "float32",

@@ -17,10 +17,11 @@ from typing import Any
 
 from _deephoyer import LABELS, accuracy
 from _results import FOLDER, read
-from resless import report
+from blockdrop.model import BlockDropNet
+from resless import costs, report
 
 TABLE = FOLDER / "methods-cifar.csv"
-BASELINES = ("shallower, trained as long", "thinner, trained as long")
+BASELINES = ("shallower, trained as long", "thinner, from fresh weights")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Point:
     epochs: int
     """Over the training images in all; the method's own where it starts from a network that was given."""
     top1: float
-    parameters: int | None
-    """None where the results do not say."""
+    parameters: int
     macs: float
     """An image, on average; of BlockDrop with its policy network."""
     speedup_1: float | None
@@ -87,6 +87,8 @@ def of_deephoyer(file: Mapping[str, Any], network: str) -> Iterator[Point]:
 def of_blockdrop(file: Mapping[str, Any], network: str) -> Iterator[Point]:
     """Networks and policies that were fine-tuned together; the dense one is the backbone that they started from."""
     dense = file["finetuned"][0]["result"]["controls"]["dense"]
+    # Of both networks; shortcuts and pooling have none.
+    parameters = costs.count_parameters(BlockDropNet(file["finetuned"][0]["settings"]["model"]))
     throughput = (read("blockdrop-throughput") or {"results": []})["results"]
     rounds = {run["settings"]["penalty"]: len(run["epochs"]) for run in file["finetuned"] if "first_penalty" not in run}
     for run in file["finetuned"]:
@@ -96,7 +98,7 @@ def of_blockdrop(file: Mapping[str, Any], network: str) -> Iterator[Point]:
             setting = f"penalty {run['first_penalty']:g}, then {run['settings']['penalty']:g}"
             epochs += rounds[run["first_penalty"]]
         faster = (skipping(throughput, network, found["blocks_used"], size) for size in (1, 256))
-        facts = (run["settings"]["run"]["seed"], epochs + len(run["epochs"]), found["top1"], None, found["macs"])
+        facts = (run["settings"]["run"]["seed"], epochs + len(run["epochs"]), found["top1"], parameters, found["macs"])
         yield Point("BlockDrop", network, setting, *facts, *faster, dense["top1"], dense["macs"], file["benchmark"])
 
 
@@ -156,6 +158,7 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any], str], Iterator[Point]], st
     "deephoyer-cifar-seeds": (of_deephoyer, "resnet20"),
     "blockdrop-cifar": (of_blockdrop, "resnet32"),
     "blockdrop-cifar-r110": (of_blockdrop, "resnet110"),
+    "blockdrop-cifar-seeds": (of_blockdrop, "resnet32"),
     "epsilon-cifar": (of_epsilon, "preresnet32"),
     "epsilon-cifar-n18": (of_epsilon, "preresnet110"),
     "epsilon-cifar-seeds": (of_epsilon, "preresnet32"),

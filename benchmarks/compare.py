@@ -25,10 +25,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from _results import write
 from resless import cli, weights
 from resless.config import DataConfig, RunConfig
 from resless.errors import InputError, check
 from resless.files import write_text
+
+FREE = ("data_dir", "runs", "repeats", "record")
+"""Options that may change when a comparison goes on: no network depends on them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Options:
     """Folder of everything that is made."""
     repeats: int = 20
     """Turns that each network gets when they are timed."""
+    record: bool = False
+    """Write what came out as a result file too, from which the README's table is made."""
 
     def __post_init__(self) -> None:
         # Here already: what only a later command refuses would have taken the folder, and minutes.
@@ -128,8 +134,11 @@ def main(options: Options) -> None:
     """Take all steps that are left, then measure."""
     claim(options)
     take([*steps(options), measure(networks, options)], options.root)
-    total = json.loads((options.root / "seconds.json").read_text(encoding="utf-8"))["total"]
-    print(f"all steps together took {total:,.0f} s")
+    seconds = json.loads((options.root / "seconds.json").read_text(encoding="utf-8"))
+    print(f"all steps together took {seconds['total']:,.0f} s")
+    if options.record:
+        found = json.loads((options.root / "comparison.json").read_text(encoding="utf-8"))
+        write("demo", {"settings": vars(options), "seconds": seconds, "networks": found["networks"]})
 
 
 def take(wanted: Iterable[Step], root: Path) -> None:
@@ -187,7 +196,7 @@ def claim(options: Options) -> None:
     Raises:
         InputError: it holds something else, whose networks would be taken for these.
     """
-    settings = {name: value for name, value in vars(options).items() if name not in ("data_dir", "runs", "repeats")}
+    settings = {name: value for name, value in vars(options).items() if name not in FREE}
     settings = json.loads(json.dumps(settings))  # as the note gives them back, which knows no tuples
     note = options.root / "options.json"
     there = {path.name for path in options.root.iterdir()} if options.root.exists() else set()

@@ -194,6 +194,34 @@ def blockdrop_cifar(file: dict[str, Any]) -> str:
     )
 
 
+def blockdrop_seeds(file: dict[str, Any]) -> str:
+    """One row a penalty: means over its seeds, with standard deviations; how many policies each seed is left with."""
+    rows, names = [], ("most_frequent", "random", "all_blocks")
+    for name in dict.fromkeys(map(label, file["finetuned"])):
+        found = [run["result"] for run in file["finetuned"] if label(run) == name]
+        cost, blocks = ([each[value] for each in found] for value in ("cost_fraction", "blocks_used"))
+        rows.append(
+            [
+                name,
+                in_percent(found),
+                f"{spread(blocks, '{:.2f}')} of {found[0]['num_blocks']}",
+                f"{spread((100 * share for share in cost), '{:.1f}')} %",
+                ", ".join(f"{each['unique_policies']:,}" for each in found),
+                *(in_percent([each["controls"][control] for each in found]) for control in names),
+                len(found),
+            ]
+        )
+    network = layers(file["finetuned"][0]["settings"]["model"])
+    controls = [f"control: {CONTROLS[name]}" for name in names]
+    columns = [network, "test accuracy", "blocks", "MACs of dense", "policies", *controls, "seeds"]
+    return report.markdown(columns, rows)
+
+
+def in_percent(results: list[dict[str, Any]]) -> str:
+    """Accuracies, as a mean with its standard deviation."""
+    return f"{spread((100 * found['top1'] for found in results), '{:.2f}')} %"
+
+
 def label(run: dict[str, Any]) -> str:
     """The penalty; of a network that was fine-tuned a second time, both."""
     first = f"γ {run['first_penalty']:g}, then " if "first_penalty" in run else ""
@@ -315,6 +343,24 @@ def speed(file: dict[str, Any]) -> str:
     return report.markdown([f"measured on {where}", "median (quartiles)", "peak memory"], rows)
 
 
+def demo(file: dict[str, Any]) -> str:
+    """One row a network: what it can, what it costs, how fast it is beside the dense one; and where, and how long."""
+    environment, rows = file["environment"], []
+    for network in file["networks"]:
+        small, large = network["latencies"].values()
+        milliseconds = (f"{one['median_ms']:.2f} ({one['q25_ms']:.2f}-{one['q75_ms']:.2f})" for one in (small, large))
+        faster = (f"{one['speedup']['median']:.2f} x" for one in (small, large))
+        sizes = (f"{network[size]:,.0f}" for size in ("macs", "parameters"))
+        row = [network["name"], f"{100 * network['accuracy']['top1']:.2f}", *sizes]
+        row.append(f"{network['file_bytes'] / 1000:,.0f}")
+        for time, ratio in zip(milliseconds, faster, strict=True):
+            row += [time, ratio]
+        rows.append([*row, f"{large['ideal_speedup']:.2f}"])
+    where = f"{environment['device']}, {environment['threads']} threads, torch {environment['versions']['torch']}"
+    columns = [f"{where}; all in {file['seconds']['total']:.0f} s", "top-1 %", "MACs", "parameters", "file, kB"]
+    return report.markdown([*columns, "batch 1, ms", "faster", "batch 256, ms", "faster", "by MACs"], rows)
+
+
 Result = dict[str, Any]
 
 
@@ -329,6 +375,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "deephoyer-peer": deephoyer_peer,
     "blockdrop-cifar": blockdrop_cifar,
     "blockdrop-cifar-r110": blockdrop_cifar,
+    "blockdrop-cifar-seeds": blockdrop_seeds,
     "blockdrop-throughput": blockdrop_throughput,
     "blockdrop-throughput-bf16": blockdrop_throughput,
     "blockdrop-throughput-pooled": blockdrop_throughput,
@@ -345,6 +392,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "adn-latency-cuda": adn_latency,
     "adn-steps": adn_steps,
     "composition": composition,
+    "demo": demo,
     "speed": speed,
     "speed-steps": speed,
     "speed-help": speed,

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import adn.cli
+import blockdrop.cli
+import deephoyer.cli
 import epsilon_resnet.cli
 import psutil
 import pytest
@@ -37,6 +39,8 @@ LOOPS = {
 # Of what is killed: the console script, and options for more than twenty steps, of which the first five are saved.
 KILLED = {
     "resless.train": (resless.cli.train, ["--recipe", "smoke_resnet", "--epochs", "1"]),
+    "deephoyer.train": (deephoyer.cli.train, LOOPS["deephoyer.train"]),
+    "blockdrop.train": (blockdrop.cli.train, LOOPS["blockdrop.train"]),
     "epsilon_resnet.train": (epsilon_resnet.cli.train, LOOPS["epsilon_resnet.train"]),
     "adn.train": (adn.cli.train, LOOPS["adn.train"]),
 }
@@ -113,6 +117,12 @@ def worker(rank: int, launchers: list[subprocess.Popen[str]]) -> psutil.Process:
     return found
 
 
+def save_backbone(folder: Path) -> None:
+    """What BlockDrop starts from; it need not be trained."""
+    backbone, example = models.create("resnet20", in_channels=1), torch.zeros(1, 1, 8, 8)
+    weights.save_pretrained(backbone, folder, preprocessing={"mean": [0.3], "std": [0.4]}, example=example)
+
+
 def test_two_machines_are_as_two_processes(tmp_path: Path) -> None:
     first, second = two_machines("resless.train", *LENET, "--run-dir", "machines", cwd=tmp_path)
     assert "2 process(es)" in first
@@ -123,10 +133,7 @@ def test_two_machines_are_as_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", LOOPS)
 def test_every_package_trains_on_two_machines(module: str, tmp_path: Path) -> None:
-    backbone = models.create("resnet20", in_channels=1)
-    weights.save_pretrained(
-        backbone, tmp_path / "backbone", preprocessing={"mean": [0.3], "std": [0.4]}, example=torch.zeros(1, 1, 8, 8)
-    )
+    save_backbone(tmp_path / "backbone")
     first, _ = two_machines(module, *LOOPS[module], "--run-dir", "run", cwd=tmp_path)
     assert "2 process(es)" in first
     starts = json.loads((tmp_path / "run" / "env.json").read_text())["starts"]
@@ -148,6 +155,8 @@ def _imported_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     ("module", "launch", "killed"),
     [
         ("resless.train", by_one_launcher, 1),
+        ("deephoyer.train", by_one_launcher, 0),
+        ("blockdrop.train", by_one_launcher, 1),
         ("adn.train", by_one_launcher, 1),
         ("epsilon_resnet.train", by_two_launchers, 1),
     ],
@@ -156,6 +165,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_it_resumes_exactly(
     module: str, launch: Callable[..., list[list[str]]], killed: int, tmp_path: Path
 ) -> None:
     entry, options = KILLED[module]
+    save_backbone(tmp_path / "backbone")
     args = [*options, "--checkpoint-steps", "5", "--run-dir", "killed"]
     with launched(launch(module, *args), tmp_path) as launchers:
         wait_for_a_checkpoint(tmp_path / "killed", launchers)

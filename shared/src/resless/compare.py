@@ -213,9 +213,13 @@ def main(config: CompareConfig) -> list[Measured]:
         say=partial(print, flush=True),
     )
     show(measured)
+    found, precision = environment(), config.mixed_precision
+    where = f"{found['device']}, {found['threads']} thread(s), torch {found['versions']['torch']}"
+    layout = ", channels_last" if config.channels_last else ""
+    print(f"timed on {where}, {'float32' if precision == 'no' else precision}{layout}")
     if config.output is not None:
         written = {
-            "environment": environment(),
+            "environment": found,
             "settings": asdict(config),
             "networks": [asdict(network) for network in measured],
         }
