@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from _results import write
 from resless import cli, weights
 from resless.config import DataConfig, RunConfig
 from resless.errors import InputError, check
@@ -137,6 +136,8 @@ def main(options: Options) -> None:
     seconds = json.loads((options.root / "seconds.json").read_text(encoding="utf-8"))
     print(f"all steps together took {seconds['total']:,.0f} s")
     if options.record:
+        from _results import write  # beside this file; the demo needs nothing but it
+
         found = json.loads((options.root / "comparison.json").read_text(encoding="utf-8"))
         write("demo", {"settings": vars(options), "seconds": seconds, "networks": found["networks"]})
 

@@ -209,6 +209,26 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads(note.read_text()) == {"total": 7.0, "steps": {"dense": 7.0}}
 
 
+def test_a_folder_belongs_to_its_options_once_something_is_made_there(tmp_path: Path) -> None:
+    runs = str(tmp_path / "demo")
+    DEMO.claim(DEMO.Options(runs=runs))
+    (tmp_path / "demo" / "seconds.json").write_text("damaged")  # nothing depends on it
+    assert DEMO.noted_seconds(tmp_path / "demo" / "seconds.json") == {}
+    DEMO.claim(DEMO.Options(runs=runs, image_size=16))  # what the first command's refusal advised
+    (tmp_path / "demo" / "dense").mkdir()
+    DEMO.claim(DEMO.Options(runs=runs, image_size=16, repeats=3, record=True))
+    with pytest.raises(InputError, match=r"must be another folder: this one holds a comparison with --image-size 16"):
+        DEMO.claim(DEMO.Options(runs=runs))
+    note = tmp_path / "demo" / "options.json"
+    for content in ('{"dataset": "di', "[1, 2]"):
+        note.write_text(content)
+        with pytest.raises(InputError, match=rf"{note} is damaged .*: give another folder as --runs"):
+            DEMO.claim(DEMO.Options(runs=runs))
+    note.unlink()
+    with pytest.raises(InputError, match="but must be a folder that is empty or not there"):
+        DEMO.claim(DEMO.Options(runs=runs))
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -231,10 +251,14 @@ def test_options_are_refused_before_anything_is_made(given: dict[str, Any], sent
 
 
 def test_every_option_that_is_given_reaches_the_commands(tmp_path: Path) -> None:
-    options = DEMO.Options(data_dir="", image_size=1, batch_size=2, epochs=1, pad=0, seed=0, runs=str(tmp_path))
+    columns = {"image_column": "photo", "label_column": "kind"}
+    options = DEMO.Options(
+        data_dir="", image_size=1, batch_size=2, epochs=1, pad=0, seed=0, runs=str(tmp_path), **columns
+    )
     given = " ".join(DEMO.training(options, options.epochs))
     assert given.startswith(
-        "--dataset digits --data-dir  --image-size 1 --pad 0 --no-flip --seed 0 --epochs 1 --batch-size 2 "
+        "--dataset digits --data-dir  --image-column photo --label-column kind --image-size 1 "
+        "--pad 0 --no-flip --seed 0 --epochs 1 --batch-size 2 "
     )
 
 

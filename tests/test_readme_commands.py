@@ -13,7 +13,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +23,6 @@ import tyro
 from accelerate.commands.launch import launch_command_parser
 from resless import models, weights
 from resless.cli import parse
-from resless.errors import InputError
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 ROOT = Path(__file__).parents[1]
@@ -272,14 +270,3 @@ def test_the_demo_takes_the_steps_that_make_what_it_compares(options: dict[str, 
     assert {
         folder if folder.name != "model" else folder.parent for folder in DEMO["networks"](options).values()
     } <= made
-
-
-def test_the_demo_does_not_take_what_other_options_made(tmp_path: Path) -> None:
-    options = DEMO["Options"](runs=str(tmp_path / "demo"))
-    DEMO["claim"](options)
-    DEMO["claim"](replace(options, repeats=3))
-    with pytest.raises(InputError, match=r"another folder: this one holds a comparison with --model resnet20$"):
-        DEMO["claim"](replace(options, model="resnet32"))
-    (tmp_path / "old" / "dense").mkdir(parents=True)
-    with pytest.raises(InputError, match="a folder that is empty or not there"):
-        DEMO["claim"](replace(options, runs=str(tmp_path / "old")))
