@@ -28,7 +28,7 @@ import tyro
 from resless import cli, weights
 from resless.config import DataConfig, RunConfig
 from resless.errors import InputError, check
-from resless.files import write_text
+from resless.files import read_json, write_text
 
 FREE = ("data_dir", "runs", "repeats", "record")
 """Options that may change when a comparison goes on: no network depends on them."""
@@ -214,9 +214,9 @@ def claim(options: Options) -> None:
 def noted_options(note: Path) -> dict[str, Any]:
     """What `options.json` says. Raises InputError where it is damaged."""
     try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{note} is damaged ({error}): give another folder as --runs") from error
+        return dict(read_json(note, dict))
+    except InputError as error:
+        raise InputError(f"{error}: give another folder as --runs") from error
 
 
 def networks(options: Options) -> dict[str, Path]:

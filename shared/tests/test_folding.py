@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,11 @@ def test_script_writes_onnx(dense: Path, tmp_path: Path) -> None:
     arguments = ("--output", "fast", "--repeats", "0", "--export", "onnx")
     assert "wrote fast.onnx" in succeeded(cli.fold, "--model", str(dense), *arguments, cwd=tmp_path)
     assert (tmp_path / "fast.onnx").stat().st_size > 0
+    shutil.rmtree(tmp_path / "fast")
+    sentence = refused(cli.fold, "--model", str(dense), *arguments, cwd=tmp_path)
+    assert sentence.startswith("error: fast.onnx, which --export onnx writes, exists: choose another --output, or add")
+    assert not (tmp_path / "fast").exists()
+    succeeded(cli.fold, "--model", str(dense), *arguments, "--overwrite", cwd=tmp_path)
 
 
 def test_script_refuses(dense: Path, tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def test_the_authors_evaluations(
 def test_a_model_folder_can_be_tested_only(evaluations: Callable[[str], EvalConfig], tmp_path: Path) -> None:
     config = evaluations(f"--test-only --resume {tmp_path} --model-ema")
     assert (config.model, config.weights, config.ema, config.skip_cfg) == (str(tmp_path), None, False, None)
+    assert type(config.data) is SourceConfig, "nothing is trained: images of another size are to be refused"
 
 
 def test_options_of_the_network_are_those_of_the_file_that_is_tested(
@@ -215,6 +216,7 @@ def test_options_of_the_network_are_those_of_the_file_that_is_tested(
 def test_flags_after_an_option_are_true_or_false(evaluations: Callable[[str], EvalConfig]) -> None:
     config = evaluations("--skip-cfg true False TRUE --model False --split test")
     assert (config.skip_cfg, config.model) == ((True, False, True), "False")
+    assert evaluations("--skip_cfg=true False TRUE --model x").skip_cfg == (True, False, True)
     for word in ("maybe", "1", "T"):
         with pytest.raises(InputError, match=f"--skip-cfg is '{word}', but must be True or False for each stage"):
             cli.with_flags(["--skip_cfg", "True", word])

@@ -328,3 +328,7 @@ def test_sweep_trains_cuts_and_chooses_on_held_out_images(tmp_path: Path, monkey
         sweep_thresholds(replace(going_on, max_accuracy_drop=None, target_macs=1))
     with pytest.raises(InputError, match=r"holds a sweep with sweep_epochs = 1, now 2"):
         sweep_thresholds(replace(going_on, sweep_epochs=2))
+    for damaged in ("{", "[]"):
+        (tmp_path / "sweep" / "sweep-config.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"sweep-config\.json is (not valid JSON|damaged)"):
+            sweep_thresholds(going_on)

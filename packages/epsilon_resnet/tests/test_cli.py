@@ -214,6 +214,15 @@ def test_an_unfinished_run_is_evaluated_at_a_step(trained: Path, tmp_path: Path)
     assert (found["top1"], found["blocks"], found["running_blocks"]) == (result["top1"], 6, 4)
     succeeded(cli.compress, "--model", "run", "--step", "140", "--repeats", "0", cwd=tmp_path)
     assert weights.read_config(tmp_path / "run" / "compressed")["model"]["options"]["kept_blocks"] == [0, 2, 3, 5]
+    for damaged, told in (
+        ("{", "is not valid JSON: "),
+        ("[]", "is damaged: it holds a list, but must hold a dict"),
+        ('{"model": 5}', "is damaged: "),
+        ('{"model": {}}', "is damaged: "),
+    ):
+        (tmp_path / "run" / "network.json").write_text(damaged)
+        sentence = refused(cli.evaluate, "--model", "run", "--step", "160", cwd=tmp_path)
+        assert sentence.startswith(f"error: run/network.json {told}")
 
 
 def test_modules_run_as_scripts_on_two_processes(trained: Path, tmp_path: Path) -> None:

@@ -213,13 +213,14 @@ def main(config: CompareConfig) -> list[Measured]:
         say=partial(print, flush=True),
     )
     show(measured)
-    found, precision = environment(), config.mixed_precision
+    used = new_accelerator(config.mixed_precision)
+    found = environment(device=used.device.type)
     where = f"{found['device']}, {found['threads']} thread(s), torch {found['versions']['torch']}"
-    layout = ", channels_last" if config.channels_last else ""
-    print(f"timed on {where}, {'float32' if precision == 'no' else precision}{layout}")
+    precision = "float32" if used.mixed_precision == "no" else used.mixed_precision
+    print(f"timed on {where}, {precision}{', channels_last' if config.channels_last else ''}")
     if config.output is not None:
         written = {
-            "environment": found,
+            "environment": found | {"mixed_precision": used.mixed_precision},
             "settings": asdict(config),
             "networks": [asdict(network) for network in measured],
         }

@@ -379,10 +379,14 @@ def check_output(path: str | None, option: str = "--output") -> None:
         check(writable, option, path, "a file in a folder that exists")
 
 
+def source_of(data: SourceConfig) -> SourceConfig:
+    """Only where the images come from, of a configuration that also says how to train on them."""
+    return SourceConfig(**_source_fields(data))
+
+
 def source_options(data: SourceConfig) -> str:
     """The options of a command line that name the same images, quoted for a shell."""
-    source = SourceConfig(**_source_fields(data))
-    return shlex.join(["--dataset", data.dataset, *_options(source, SourceConfig(data.dataset))])
+    return shlex.join(["--dataset", data.dataset, *_options(source_of(data), SourceConfig(data.dataset))])
 
 
 def _source_fields(data: SourceConfig) -> dict[str, Any]:

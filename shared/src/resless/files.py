@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from resless.errors import InputError
 
@@ -36,6 +38,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         error.filename = str(path)
         raise
     sync(path.parent)
+
+
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """The content of a JSON file; with `kind`, such as dict, of that type.
+
+    Raises:
+        InputError: it is no file, not JSON, or of another type.
+    """
+    check_is_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if kind is not None and not isinstance(content, kind):
+        raise InputError(f"{path} is damaged: it holds a {type(content).__name__}, but must hold a {kind.__name__}")
+    return content
 
 
 def sync(path: Path) -> None:

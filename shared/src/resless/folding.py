@@ -164,7 +164,7 @@ def main(config: FoldConfig) -> nn.Module:
     if config.export == "onnx" and hasattr(model, "plain_parts"):
         kind = type(model).__name__
         raise InputError(f"--export is onnx, which cannot hold what a {kind} decides for each image: leave it out")
-    exported = onnx.beside(output) if config.export == "onnx" else None
+    exported = onnx.beside(output, config.overwrite) if config.export == "onnx" else None
     shape = described["costs"].get("image_shape")
     if shape is None:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")

@@ -22,10 +22,17 @@ def check_installed(option: str) -> None:
         raise InputError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def beside(folder: Path) -> Path:
-    """The file beside a model folder that `--export onnx` writes. Raises InputError as `check_installed` does."""
+def beside(folder: Path, overwrite: bool) -> Path:
+    """The file beside a model folder that `--export onnx` writes.
+
+    Raises:
+        InputError: it is there already and is not to be replaced; and as `check_installed`.
+    """
     check_installed("--export onnx")
-    return folder.with_name(f"{folder.name}.onnx")
+    path = folder.with_name(f"{folder.name}.onnx")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}, which --export onnx writes, exists: choose another --output, or add --overwrite")
+    return path
 
 
 def export(net: nn.Module, images: Tensor, path: Path) -> None:

@@ -45,7 +45,7 @@ from resless.data.pipeline import Pipeline, Shards
 from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers
-from resless.files import WRITING, write_text
+from resless.files import WRITING, read_json, write_text
 from resless.memory import keep_freed_memory
 from resless.models.folded import check_unfolded
 from resless.precision import computes_in_bf16, resolve
@@ -293,8 +293,8 @@ class Run:
         if not record.exists():
             return []
         try:
-            starts: list[dict[str, Any]] = json.loads(record.read_text(encoding="utf-8"))["starts"]
-        except (ValueError, KeyError, TypeError):
+            starts = list(read_json(record, dict)["starts"])
+        except (InputError, KeyError, TypeError):
             self.say(f"warning: {record} is damaged: it is written anew, without what it said of earlier starts")
             return []
         return starts

@@ -26,7 +26,8 @@ def train(config: TrainConfig) -> Evaluation:
     """Train `config.model`, write the run folder, and return its accuracy on the test images."""
     models.check_options(config.model, config.network.given())
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
-        data = Pipeline(config.data, config.run.seed, run.shards, weights.preprocessing_of(config.pretrained))
+        given = weights.preprocessing_of(config.pretrained), weights.class_names_of(config.pretrained)
+        data = Pipeline(config.data, config.run.seed, run.shards, *given)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)

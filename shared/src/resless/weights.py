@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from resless import costs, models
 from resless.errors import InputError, check
-from resless.files import sha256, sync
+from resless.files import read_json, sha256, sync
 from resless.models.options import MAX_IMAGE_SIZE, choice, whole_number
 
 FORMAT_VERSION = 1
@@ -226,10 +226,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     check(path.stat().st_size <= MAX_CONFIG_BYTES, f"the size of {path}", path.stat().st_size, "16 MiB at most")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    return read_json(path)
 
 
 def _recorded_sha256(path: Path) -> str | None:

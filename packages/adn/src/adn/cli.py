@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from resless.cli import main, parse
+from resless.config import source_of
 from resless.errors import check
 
 from adn import config as configs
@@ -76,7 +78,8 @@ def authors_arguments(args: Sequence[str]) -> list[str]:
 def with_flags(args: Sequence[str]) -> list[str]:
     """The words after `--skip-cfg`, in any case, as tyro reads them. Raises InputError for others than true, false."""
     words, option = list[str](), ""
-    for word in args:
+    apart = (word.split("=", 1) if option_of(word) == "--skip-cfg" else [word] for word in args)
+    for word in chain.from_iterable(apart):
         if word.startswith("-"):
             option = option_of(word)
         elif option == "--skip-cfg":
@@ -107,7 +110,7 @@ def as_evaluation(config: configs.TrainConfig) -> configs.EvalConfig:
         batch_size=config.optim.batch_size,
         mixed_precision=config.run.mixed_precision,
         channels_last=config.run.channels_last,
-        data=config.data,
+        data=source_of(config.data),
     )
 
 

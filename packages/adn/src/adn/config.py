@@ -196,6 +196,7 @@ class EvalConfig:
         )
         check(not self.ema or self.weights is not None, "--ema", self.ema, "given with --weights")
         check_output(self.output)
+        check_output(self.plot, "--plot")
         check(self.plot is None or Path(self.plot).suffix == ".png", "--plot", self.plot, "a .png file")
 
 
@@ -228,3 +229,5 @@ class ExtractConfig:
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
         file = Path(self.onnx or "file").absolute()
         check(file.parent.is_dir() and not file.is_dir(), "--onnx", self.onnx, "a file in a folder that exists")
+        free = self.onnx is None or self.overwrite or not file.exists()
+        check(free, "--onnx", self.onnx, "a file that is not there yet, or --overwrite given")

@@ -41,7 +41,9 @@ def main(config: ExtractConfig) -> nn.Module:
     if shape is None:
         raise InputError(f"{config.model} does not tell the size of its images: save it again with an `example`")
     example = torch.zeros(1, *shape)
-    known = described["metrics"].get("configurations", {}).get(name, {})
+    measured = described["metrics"].get("configurations")
+    known = measured.get(name) if isinstance(measured, dict) else None
+    known = known if isinstance(known, dict) else {}
     if config.recalibrate_bn:
         recalibrate_as_evaluated(small, config, described["preprocessing"])
         known = {}  # measured with other statistics

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import models, optim
+from resless import models, optim, weights
 from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
@@ -37,7 +37,8 @@ def finetune(config: FinetuneConfig) -> Path:
     # A block that no image of a process keeps gets no gradient there.
     with Run(config, "blockdrop-finetune", label, unused_parameters=True) as run:
         net, preprocessing = loading.trained(config, config.pretrained)
-        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
+        names = weights.class_names_of(config.pretrained)
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing, names)
         check_fit(net, data.train)
         check_batch_norm(net, data)
         loading.check_policy_batch(net, data.example, config.optim.batch_size, run.accelerator.num_processes)

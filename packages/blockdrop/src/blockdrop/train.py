@@ -12,7 +12,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from resless import optim
+from resless import optim, weights
 from resless.config import source_options, training_options, variation_options
 from resless.data.pipeline import Pipeline
 from resless.run import Run
@@ -41,7 +41,8 @@ def train(config: TrainConfig) -> Path:
     loading.check_backbone(config)  # before a data set is fetched for nothing
     with Run(config, "blockdrop-train", f"blockdrop-{config.model}") as run:
         preprocessing = loading.preprocessing(config)
-        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
+        names = weights.class_names_of(config.backbone)
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing, names)
         net = loading.with_backbone(config, data.train, policy_pool=config.policy_pool)
         loading.check_policy_batch(net, data.example, config.optim.batch_size, run.accelerator.num_processes)
         batches = data.training(config.optim.batch_size)

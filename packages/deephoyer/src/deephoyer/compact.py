@@ -190,7 +190,7 @@ def main(config: CompactConfig) -> nn.Module:
     """What `deephoyer-compact` does: write the smaller network, compare sizes, and time both."""
     output = Path(config.output)
     weights.check_target(output, config.overwrite)
-    exported = onnx.beside(output) if config.export == "onnx" else None
+    exported = onnx.beside(output, config.overwrite) if config.export == "onnx" else None
     source = loading.of(config.model, config.pretrained, config.foreign)
     shape, classes = source.image_shape, 10 if config.num_classes is None else config.num_classes
     if source.folder is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from resless import costs, models
+from resless import costs, models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.pipeline import Pipeline, Shards, check_fit
 from resless.evaluate import evaluate
@@ -52,7 +52,8 @@ def dry_run(config: PruneConfig) -> list[Point]:
     accelerator = new_accelerator(config.run.mixed_precision)
     source = loading.of(config.model[0], config.pretrained, config.foreign)
     shards = Shards.of(accelerator, config.run.channels_last)
-    data = Pipeline(config.data, config.run.seed, shards, source.preprocessing)
+    names = weights.class_names_of(source.folder)
+    data = Pipeline(config.data, config.run.seed, shards, source.preprocessing, names)
     model = source.network(partial(models.create_for, config.model[0], data.train))
     check_unfolded(model, "pruned")
     check_recalibration(model, config.recalibrate_bn, source.name)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import costs, models, optim
+from resless import costs, models, optim, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.config import source_options
 from resless.data.pipeline import Pipeline, check_fit
@@ -85,7 +85,8 @@ def prune(config: PruneConfig, *, read_test: bool = True) -> Pruned:
     label = f"prune-{Path(config.model[0]).parent.name or config.model[0]}-{config.rule}"
     with Run(config, "deephoyer-prune", label) as run:
         source = loading.of(config.model[0], config.pretrained, config.foreign)
-        data = Pipeline(config.data, config.run.seed, run.shards, source.preprocessing)
+        names = weights.class_names_of(source.folder)
+        data = Pipeline(config.data, config.run.seed, run.shards, source.preprocessing, names)
         batches = data.training(config.optim.batch_size)
         held_out_images = data.held_out() if config.data.holdout else None
         model = source.network(partial(models.create_for, config.model[0], data.train))

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from resless import report
 from resless.config import RunConfig, as_dict, changed_fields, source_options
 from resless.errors import InputError
-from resless.files import write_text
+from resless.files import read_json, write_text
 from resless.run import accelerator, check_folder
 
 from deephoyer.config import PruneConfig, TrainConfig
@@ -118,7 +118,7 @@ def _measure(config: PruneConfig, model: str, sensitivity: float, folder: Path, 
         except EmptyLayer as error:
             processes.print(f"{model} at {sensitivity:g}: {error}", flush=True)
             return None
-    found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "result.json", dict)
     return Point(
         model=model,
         sensitivity=sensitivity,
@@ -178,7 +178,7 @@ def _open(config: TrainConfig | PruneConfig, label: str, processes: Accelerator)
         if not run.resume:  # else it was killed during its first run, which resumes by itself
             check_folder(root, replace(run, overwrite=False))
     elif run.resume:
-        changes = changed_fields(json.loads(record.read_text(encoding="utf-8")), as_dict(config))
+        changes = changed_fields(read_json(record, dict), as_dict(config))
         for name in changes.keys() - FREE_IN_A_SWEEP:
             old, new = changes[name]
             raise InputError(f"{root} holds a sweep with {name} = {old!r}, now {new!r}: give the same, or --run-dir")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from resless import costs, models, optim
+from resless import costs, models, optim, weights
 from resless.config import source_options, training_options, variation_options
 from resless.data.pipeline import Pipeline, check_fit
 from resless.errors import check
@@ -38,7 +38,8 @@ def train(config: TrainConfig, *, read_test: bool = True) -> Path:
         if config.pretrained is not None:
             source = loading.of(config.model, config.pretrained, config.foreign)
         preprocessing = config.foreign.statistics if source is None else source.preprocessing
-        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing)
+        names = None if source is None else weights.class_names_of(source.folder)
+        data = Pipeline(config.data, config.run.seed, run.shards, preprocessing, names)
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test) if read_test else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from resless import checkpoint, models, weights
 from resless.errors import InputError
+from resless.files import read_json
 from torch import nn
 
 BLOCKS, NETWORK = "blocks.json", "network.json"
@@ -67,15 +67,19 @@ def _from_checkpoint(run: Path, step: int) -> tuple[nn.Module, dict[str, Any]]:
         )
     if step not in found:
         raise InputError(f"--step is {step}, but {run} has checkpoints of {_listed(found)}")
-    described = json.loads((run / NETWORK).read_text(encoding="utf-8"))
+    described = read_json(run / NETWORK, dict)
+    try:
+        spec = models.Spec(**described["model"])
+        kept = {name: described[name] for name in ("preprocessing", "image_shape")}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run / NETWORK} is damaged: {error}") from error
     shared, _ = checkpoint.load(found[step], rank=0)
-    model = models.build(models.Spec(**described["model"]))
+    model = models.build(spec)
     try:
         model.load_state_dict(shared["model"])
     except RuntimeError as error:
         raise InputError(f"checkpoint {found[step]} is of another network: {' '.join(str(error).split())}") from error
     _average_buffers(model, found[step])
-    kept = {"preprocessing": described["preprocessing"], "image_shape": described["image_shape"]}
     return model.eval(), {**kept, "class_names": described.get("class_names"), "metrics": {}}
 
 

@@ -55,8 +55,8 @@ class Pipeline:
             says no size, images of a folder or hub id, and streamed ones, get that side; those of a named data set,
             whose size is known, must have it where nothing is trained on them. Streamed images are resized with its
             `interpolation` to its `val_resize_size`, where the configuration has none.
-        class_names: what the logits of a network that is only evaluated stand for: labels are numbered in this order,
-            whatever the data set's own is. None takes that.
+        class_names: what the logits of a trained network stand for: labels are numbered in this order, whatever the
+            data set's own is. None takes that; so does a training on images of other classes.
 
     Raises:
         InputError: `--normalize pixel` for a network that has its own statistics; the data set cannot be found or read,
@@ -88,8 +88,9 @@ class Pipeline:
     @cached_property
     def train(self) -> Images | Stream:
         """The training images, held-out ones included; read when first asked for."""
-        images = self._load(self._config.train_split)
-        return images if self._known_names is None else self._numbered(images, self._known_names)
+        images, known = self._load(self._config.train_split), self._known_names
+        others = self._trains and not set(images.class_names) <= set(known or ())
+        return images if known is None or others else self._numbered(images, known)
 
     @cached_property
     def test(self) -> Images | Stream:
