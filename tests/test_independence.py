@@ -29,8 +29,11 @@ SCRIPTS = [script for package in ["resless", *INSTALLED_PAPERS] for script in co
 WRITTEN_PAPERS = [paper for paper in INSTALLED_PAPERS if console_scripts(paper)]
 LIGHT_MODULES = [
     *INSTALLED_PAPERS,
-    *(f"resless{name}" for name in ["", ".errors", ".config", ".cli", ".data.catalog"]),
+    *(f"resless{name}" for name in ["", ".errors", ".files", ".config", ".cli", ".spellings"]),
+    *(f"resless.data.{name}" for name in ["catalog", "classes", "samples", "binary"]),
+    *("resless.models", "resless.models.options"),
     *(f"{paper}.{name}" for paper in WRITTEN_PAPERS for name in ["config", "recipes", "cli"]),
+    *(f"{paper}.{name}" for paper, name in [("adn", "runtime"), ("blockdrop", "original")] if paper in WRITTEN_PAPERS),
 ]
 
 

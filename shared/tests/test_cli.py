@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from resless import cli
+import torch
+from resless import cli, models
 from resless.config import EvalConfig, OptimConfig, TrainConfig
 from resless.errors import InputError
 from resless.testing import environment, refusal, script
+from torch import nn
 
 RECIPES = {
     "small": TrainConfig(optim=OptimConfig(lr=0.25, batch_size=7)),
@@ -83,6 +86,38 @@ def test_bad_input_is_one_sentence_and_names_the_process(monkeypatch, capsys):
             cli.main(refuse)
         assert stopped.value.code == 2
         assert capsys.readouterr().err == f"error: {where}no such thing\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "what", "advice"),
+    [
+        (lambda: nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1)), "a batch norm sees a single value", "--batch-size"),
+        (lambda: nn.MaxPool2d(2)(torch.zeros(1, 2, 1, 1)), "the images are too small", "give a larger --image-size"),
+        (lambda: nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 2, 2)), "the images are too small", "give a larger --image-size"),
+        (lambda: torch.empty(2**55), "there is not enough memory", "give a smaller --batch-size"),
+        (lambda: np.empty(2**55), "there is not enough memory", "give a smaller --batch-size"),
+        (
+            lambda: models.create("torchvision/vit_b_32", image_size=64).eval()(torch.zeros(1, 3, 32, 32)),
+            "this network takes images of one size only (Wrong image height! Expected 64 but got 32!)",
+            "leave --train-crop-size out",
+        ),
+    ],
+)
+def test_what_only_a_run_shows_is_a_sentence_too(task, what, advice, capsys):
+    with pytest.raises(SystemExit) as exited:
+        cli.main(task)
+    assert exited.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"error: {what}")
+    assert advice in sentence
+
+
+def test_a_mistake_of_ours_is_no_bad_input():
+    def mistaken() -> None:
+        torch.zeros(2) + torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="must match the size"):
+        cli.main(mistaken)
 
 
 def test_ctrl_c_exits_without_a_traceback(capsys):

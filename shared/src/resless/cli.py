@@ -76,6 +76,35 @@ def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any,
     return recipes[name], others
 
 
+_LESS_MEMORY = ("there is not enough memory", "give a smaller --batch-size, or smaller images")
+_LARGER_IMAGES = ("the images are too small for this network", "give a larger --image-size")
+_IN_OTHER_WORDS = {
+    "DataLoader worker": (
+        "a process that decodes images has died",
+        "if memory ran out, give fewer --workers or a smaller batch; a training goes on with --resume auto",
+    ),
+    "Expected more than 1 value per channel when training": (
+        "a batch norm sees a single value, which has no variance",
+        "give another --batch-size, that leaves more than one image over, or larger images",
+    ),
+    "Output size is too small": _LARGER_IMAGES,
+    "Kernel size can't be greater than actual input size": _LARGER_IMAGES,
+    "Wrong image height": ("this network takes images of one size only", "leave --train-crop-size out"),
+    "can't allocate memory": _LESS_MEMORY,
+    "out of memory": _LESS_MEMORY,
+}
+"""By words of a message of torch or torchvision: what is wrong, and what to do."""
+
+
+def in_other_words(error: Exception) -> str | None:
+    """What to do about an error of torch that a command line can bring about, but that only a run shows; None of
+    others. Which sizes a network's layers take, and how much memory there is, no check knows before."""
+    said = " ".join(str(error).split())
+    found = (sentence for words, sentence in _IN_OTHER_WORDS.items() if words in said)
+    what, advice = next(found, _LESS_MEMORY if isinstance(error, MemoryError) else (None, None))
+    return None if what is None else f"{what} ({said}): {advice}"
+
+
 def main(command: Callable[[], None]) -> None:
     """Run a console script: bad input becomes one sentence on standard error and exit code 2; Ctrl-C becomes 130."""
     try:
@@ -88,12 +117,10 @@ def main(command: Callable[[], None]) -> None:
     except OSError as error:  # a disk that is full or not to be written, a file that went away
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except RuntimeError as error:
-        # torch raises it wherever the main process happens to be.
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
+        if (sentence := in_other_words(error)) is None:
             raise
-        advice = "if memory ran out, give fewer --workers or a smaller batch; a training goes on with --resume auto"
-        print(f"error: a process that decodes images has died ({error}): {advice}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

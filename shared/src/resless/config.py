@@ -17,6 +17,7 @@ import tyro
 
 from resless.data import catalog
 from resless.errors import check
+from resless.models.options import MAX_IMAGE_SIZE
 
 AutoAugment: TypeAlias = Literal["ra", "ta_wide", "augmix", "imagenet", "cifar10", "svhn"]
 Precision: TypeAlias = Literal["no", "bf16", "fp16", "auto"]
@@ -101,7 +102,7 @@ class DataConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.holdout < 1, "--holdout", self.holdout, "a fraction of at least 0 and below 1")
-        check(self.pad >= 0, "--pad", self.pad, "0 or more pixels")
+        check(0 <= self.pad <= MAX_IMAGE_SIZE, "--pad", self.pad, f"0 to {MAX_IMAGE_SIZE} pixels")
         for name in ("brightness", "contrast", "saturation"):
             check(0 <= getattr(self, name) < 1, f"--{name}", getattr(self, name), "at least 0 and below 1")
         check(0 <= self.lighting < math.inf, "--lighting", self.lighting, "0 or more, and finite")
@@ -122,7 +123,7 @@ class DataConfig(SourceConfig):
 
 
 def _check_side(option: str, pixels: int | None, needs_stream: bool = False) -> None:
-    check(pixels is None or pixels > 0, option, pixels, "1 pixel or more")
+    check(pixels is None or 0 < pixels <= MAX_IMAGE_SIZE, option, pixels, f"1 to {MAX_IMAGE_SIZE} pixels")
     check(pixels is None or not needs_stream, option, pixels, "left out without --stream")
 
 
@@ -196,7 +197,7 @@ class RunConfig:
     """Experiment trackers that Accelerate should also write to, such as tensorboard or wandb, where installed."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < 2**31, "--seed", self.seed, "from 0 to 2147483647")
+        check_seed(self.seed)
         check(self.checkpoint_epochs > 0, "--checkpoint-epochs", self.checkpoint_epochs, "1 or more")
         steps = self.checkpoint_steps
         check(steps is None or steps > 0, "--checkpoint-steps", steps, "1 or more")
@@ -369,6 +370,11 @@ class FoldConfig:
     def __post_init__(self) -> None:
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of all the generators that are used."""
+    check(0 <= seed < 2**31, "--seed", seed, "from 0 to 2147483647")
 
 
 def check_output(path: str | None, option: str = "--output") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output, check_seed
 from resless.errors import check
 
 POLICY_NETWORKS = ("resnet8", "resnet10")
@@ -197,6 +197,7 @@ class EvalConfig(BackboneConfig):
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
         check(self.recalibrate_bn >= 0, "--recalibrate-bn", self.recalibrate_bn, "0 (off) or a number of images")
+        check_seed(self.seed)
         digits = self.policy is None or (self.policy != "" and set(self.policy) <= {"0", "1"})
         check(digits, "--policy", self.policy, "a digit 0 or 1 for each block")
         plots = self.plots is None or not Path(self.plots).exists() or Path(self.plots).is_dir()

@@ -19,7 +19,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
 _MIN_SIZES = {"alexnet": 63, "inception_v3": 75}
-"""Sides of the smallest images of which something is left after the last pooling; others take any."""
+"""Sides of the smallest images of which something is left after the last pooling, where they are large; of others
+torch's own error tells."""
 
 
 def network(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
