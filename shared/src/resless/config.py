@@ -54,8 +54,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         catalog.get(self.dataset)  # refuses unknown names
         check(self.workers >= 0, "--workers", self.workers, "0 or more")
-        _check_side("--image-size", self.image_size)
-        _check_side("--val-resize-size", self.val_resize_size, needs_stream=not self.stream)
+        check_side("--image-size", self.image_size)
+        check_side("--val-resize-size", self.val_resize_size, needs_stream=not self.stream)
         check(
             self.interpolation in (None, "bilinear", "bicubic"),
             "--interpolation",
@@ -111,7 +111,7 @@ class DataConfig(SourceConfig):
         mixed = self.auto_augment == "augmix" and self.interpolation == "bicubic"
         check(not mixed, "--interpolation", self.interpolation, "bilinear with --auto-augment augmix")
         check(0 <= self.random_erase <= 1, "--random-erase", self.random_erase, "a probability from 0 to 1")
-        _check_side("--train-crop-size", self.train_crop_size, needs_stream=not self.stream)
+        check_side("--train-crop-size", self.train_crop_size, needs_stream=not self.stream)
         check(self.repeats >= 1, "--repeats", self.repeats, "1 or more")
         check(self.normalize in ("channel", "pixel"), "--normalize", self.normalize, "channel or pixel")
         check(not self.stream or self.normalize == "channel", "--normalize", self.normalize, "channel with --stream")
@@ -122,7 +122,8 @@ class DataConfig(SourceConfig):
         return cls(**vars(source))
 
 
-def _check_side(option: str, pixels: int | None, needs_stream: bool = False) -> None:
+def check_side(option: str, pixels: int | None, needs_stream: bool = False) -> None:
+    """Refuse what is no side of images, None aside; and where it `needs_stream`, any."""
     check(pixels is None or 0 < pixels <= MAX_IMAGE_SIZE, option, pixels, f"1 to {MAX_IMAGE_SIZE} pixels")
     check(pixels is None or not needs_stream, option, pixels, "left out without --stream")
 

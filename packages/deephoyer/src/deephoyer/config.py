@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
-from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output
+from resless.config import DataConfig, OptimConfig, Precision, RunConfig, SourceConfig, check_output, check_side
 from resless.errors import InputError, check, unknown_name
 
 ELEMENT_WISE = ("l1", "hoyer", "hoyer_square", "transformed_l1")
@@ -216,7 +216,7 @@ class CompactConfig:
 
     def __post_init__(self) -> None:
         check(self.num_classes is None or self.num_classes > 0, "--num-classes", self.num_classes, "1 or more")
-        check(self.image_size is None or self.image_size > 0, "--image-size", self.image_size, "1 pixel or more")
+        check_side("--image-size", self.image_size)
         check(self.round_to >= 1, "--round-to", self.round_to, "1 or more")
         check(self.batch_size > 0, "--batch-size", self.batch_size, "1 or more")
         check(self.repeats == 0 or self.repeats > 1, "--repeats", self.repeats, "0, or 2 or more")
