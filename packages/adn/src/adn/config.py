@@ -196,8 +196,8 @@ class EvalConfig:
         )
         check(not self.ema or self.weights is not None, "--ema", self.ema, "given with --weights")
         check_output(self.output)
-        check_output(self.plot, "--plot")
-        check(self.plot is None or Path(self.plot).suffix == ".png", "--plot", self.plot, "a .png file")
+        picture = self.plot is None or (Path(self.plot).suffix == ".png" and not Path(self.plot).is_dir())
+        check(picture, "--plot", self.plot, "a .png file")
 
 
 @dataclass(frozen=True)
