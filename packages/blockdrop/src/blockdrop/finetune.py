@@ -37,7 +37,7 @@ def finetune(config: FinetuneConfig) -> Path:
     # A block that no image of a process keeps gets no gradient there.
     with Run(config, "blockdrop-finetune", label, unused_parameters=True) as run:
         net, preprocessing = loading.trained(config, config.pretrained)
-        names = weights.class_names_of(config.pretrained)
+        names = weights.class_names_of(config.pretrained) or weights.class_names_of(config.backbone)
         data = Pipeline(config.data, config.run.seed, run.shards, preprocessing, names)
         check_fit(net, data.train)
         check_batch_norm(net, data)
