@@ -12,7 +12,7 @@ from typing import Any
 
 from _results import HERE
 from resless.environment import environment
-from resless.files import write_text
+from resless.files import read_json, write_text
 
 
 def run(module: str, recipe: str, folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
@@ -50,11 +50,6 @@ def of_seed(seed: int, before: str = "-seed") -> str:
 def finished(folder: Path) -> bool:
     """Whether the run of a folder is."""
     return (folder / "result.json").exists()
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def data(folder: str | None) -> list[str]:

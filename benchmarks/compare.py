@@ -133,12 +133,12 @@ def main(options: Options) -> None:
     """Take all steps that are left, then measure."""
     claim(options)
     take([*steps(options), measure(networks, options)], options.root)
-    seconds = json.loads((options.root / "seconds.json").read_text(encoding="utf-8"))
+    seconds = read_json(options.root / "seconds.json", dict)
     print(f"all steps together took {seconds['total']:,.0f} s")
     if options.record:
         from _results import write  # beside this file; the demo needs nothing but it
 
-        found = json.loads((options.root / "comparison.json").read_text(encoding="utf-8"))
+        found = read_json(options.root / "comparison.json", dict)
         write("demo", {"settings": vars(options), "seconds": seconds, "networks": found["networks"]})
 
 
@@ -172,9 +172,8 @@ def timed(step: Step, note: Path) -> Iterator[None]:
 def noted_seconds(note: Path) -> dict[str, float]:
     """How long each step took, as `seconds.json` says; nothing where it is missing or damaged: no result needs it."""
     try:
-        steps = json.loads(note.read_text(encoding="utf-8"))["steps"]
-        return {str(name): float(seconds) for name, seconds in steps.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {name: float(seconds) for name, seconds in read_json(note, dict)["steps"].items()}
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):
         return {}
 
 
@@ -214,7 +213,7 @@ def claim(options: Options) -> None:
 def noted_options(note: Path) -> dict[str, Any]:
     """What `options.json` says. Raises InputError where it is damaged."""
     try:
-        return dict(read_json(note, dict))
+        return read_json(note, dict)
     except InputError as error:
         raise InputError(f"{error}: give another folder as --runs") from error
 

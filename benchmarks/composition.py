@@ -17,9 +17,9 @@ from typing import Any
 import compare
 import tyro
 from _results import write
-from _runs import read_json
 from compare import Step, adn, blockdrop, claim, deephoyer, measure, run, take
 from resless import cli
+from resless.files import read_json
 
 
 @dataclass(frozen=True)

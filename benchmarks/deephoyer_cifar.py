@@ -27,13 +27,14 @@ from typing import Any, Literal
 import torch
 import tyro
 from _results import write
-from _runs import Start, data, finished, of_seed, read_json
+from _runs import Start, data, finished, of_seed
 from _runs import run as run_recipe
 from _timing import FOLDED, PRECISIONS, against_the_first
 from deephoyer import recipes
 from deephoyer.compact import compact
 from resless import costs, models, weights
 from resless.config import Precision
+from resless.files import read_json
 from torch import nn
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)

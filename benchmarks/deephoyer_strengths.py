@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 from _results import write
-from _runs import finished, read_json
+from _runs import finished
 from deephoyer import recipes
 from deephoyer.prune import prune
 from deephoyer.train import train
@@ -25,6 +25,7 @@ from resless import weights
 from resless.config import EvalConfig, OptimConfig, SourceConfig, as_dict
 from resless.config import TrainConfig as DenseConfig
 from resless.evaluate import main as evaluate
+from resless.files import read_json
 from resless.train import train as train_dense
 
 RECIPE = "resnet20_short"

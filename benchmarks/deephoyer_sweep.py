@@ -9,7 +9,6 @@ read for the chosen point alone.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from deephoyer import recipes
 from deephoyer.prune import metrics
 from deephoyer.sweep import sweep_strengths, sweep_thresholds
 from resless.config import as_dict
+from resless.files import read_json
 
 RECIPE = "lenet-300-100-structural"
 HELD_OUT = 1 / 6  # 10,000 of the 60,000 training images
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
         run=replace(run, run_dir=str(root / "points")),
     )
     chosen = metrics(sweep_thresholds(pruning))
-    points = json.loads((root / "points" / "sweep.json").read_text())
+    points = read_json(root / "points" / "sweep.json", list)
     for point in points:  # the folder is of this machine; what counts is the strength
         point["strength"] = float(Path(point.pop("model")).parent.name.removeprefix("strength-"))
     settings = {"train": as_dict(training), "prune": as_dict(pruning)}

@@ -21,10 +21,11 @@ from typing import Any, Literal
 import torch
 import tyro
 from _results import write
-from _runs import data, of_seed, read_json, run
+from _runs import data, of_seed, run
 from _timing import against_the_first
 from resless import costs, weights
 from resless.errors import check
+from resless.files import read_json
 
 RECIPES = {5: "cifar10_short", 18: "cifar10_n18_short"}
 EPSILONS = {5: (3.5, 4.5, 5.5, 6.5, 7.5), 18: (2.0, 2.5, 3.5)}

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 import tyro
 from _results import write
-from _runs import Start, data, read_json
+from _runs import Start, data
 from _timing import against_the_first
 from resless import costs, models, weights
 from resless.errors import check
+from resless.files import read_json
 from torch import nn
 
 IMAGE = (3, 32, 32)

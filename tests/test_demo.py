@@ -219,6 +219,8 @@ def test_a_folder_belongs_to_its_options_once_something_is_made_there(tmp_path: 
     DEMO.claim(DEMO.Options(runs=runs, image_size=16, repeats=3, record=True))
     with pytest.raises(InputError, match=r"must be another folder: this one holds a comparison with --image-size 16"):
         DEMO.claim(DEMO.Options(runs=runs))
+    with pytest.raises(InputError, match=r"another folder: this one holds a comparison with --model resnet20$"):
+        DEMO.claim(DEMO.Options(runs=runs, image_size=16, model="resnet32"))
     note = tmp_path / "demo" / "options.json"
     for content in ('{"dataset": "di', "[1, 2]"):
         note.write_text(content)

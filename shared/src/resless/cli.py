@@ -78,7 +78,7 @@ def _choose_recipe(recipes: Mapping[str, Config], args: list[str]) -> tuple[Any,
 
 _LESS_MEMORY = ("there is not enough memory", "give a smaller --batch-size, or smaller images")
 _LARGER_IMAGES = ("the images are too small for this network", "give a larger --image-size")
-_IN_OTHER_WORDS = {
+_BY_WORDS = {
     "DataLoader worker": (
         "a process that decodes images has died",
         "if memory ran out, give fewer --workers or a smaller batch; a training goes on with --resume auto",
@@ -96,34 +96,36 @@ _IN_OTHER_WORDS = {
 """By words of a message of torch or torchvision: what is wrong, and what to do."""
 
 
-def in_other_words(error: Exception) -> str | None:
-    """What to do about an error of torch that a command line can bring about, but that only a run shows; None of
-    others. Which sizes a network's layers take, and how much memory there is, no check knows before."""
-    said = " ".join(str(error).split())
-    found = (sentence for words, sentence in _IN_OTHER_WORDS.items() if words in said)
-    what, advice = next(found, _LESS_MEMORY if isinstance(error, MemoryError) else (None, None))
-    return None if what is None else f"{what} ({said}): {advice}"
-
-
 def main(command: Callable[[], None]) -> None:
     """Run a console script: bad input becomes one sentence on standard error and exit code 2; Ctrl-C becomes 130."""
     try:
         command()
-    except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"[process {rank}] "
-        print(f"error: {where}{error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:  # a disk that is full or not to be written, a file that went away
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-        if (sentence := in_other_words(error)) is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        if sentence is None:
+            raise
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"[process {rank}] "
+        print(f"error: {where}{sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def in_a_sentence(error: Exception) -> str | None:
+    """What is wrong, where the command line or the machine is to blame; None where it is a mistake of ours.
+
+    Which sizes of images a network's layers take, and how much memory there is, no check knows before: what torch says
+    of them is known by its words.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):  # a disk that is full or not to be written, a file that went away
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    said = " ".join(str(error).split())
+    known = _LESS_MEMORY if isinstance(error, MemoryError) else None
+    known = next((found for words, found in _BY_WORDS.items() if words in said), known)
+    return None if known is None else f"{known[0]} ({said}): {known[1]}"
 
 
 def train() -> None:

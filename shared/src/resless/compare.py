@@ -94,7 +94,7 @@ def compare(
 
     def prepared(folder: str | Path) -> tuple[nn.Module, Shares]:
         net = weights.from_pretrained(folder)
-        pipeline = Pipeline(data, 0, shards, weights.preprocessing_of(folder), weights.class_names_of(folder))
+        pipeline = Pipeline(data, 0, shards, **weights.expected_of(folder))
         check_fit(net, pipeline.test)
         return net, pipeline.evaluation(pipeline.test)
 

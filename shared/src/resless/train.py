@@ -26,8 +26,7 @@ def train(config: TrainConfig) -> Evaluation:
     """Train `config.model`, write the run folder, and return its accuracy on the test images."""
     models.check_options(config.model, config.network.given())
     with Run(config, "resless-train", f"train-{config.model}-{config.data.dataset}") as run:
-        given = weights.preprocessing_of(config.pretrained), weights.class_names_of(config.pretrained)
-        data = Pipeline(config.data, config.run.seed, run.shards, *given)
+        data = Pipeline(config.data, config.run.seed, run.shards, **weights.expected_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)

@@ -176,6 +176,12 @@ def preprocessing_of(source: str | Path | None) -> dict[str, Any]:
     return read_config(source)["preprocessing"] if source is not None and Path(source).is_dir() else {}
 
 
+def expected_of(source: str | Path | None) -> dict[str, Any]:
+    """Both of what a `Pipeline` is to know of a network: `preprocessing` and `class_names`, of `preprocessing_of` and
+    `class_names_of`, by these names."""
+    return {"preprocessing": preprocessing_of(source), "class_names": class_names_of(source)}
+
+
 def class_names_of(source: str | Path | None) -> tuple[str, ...] | None:
     """What the logits of a network stand for: the names in its model folder, or numbers where that has none; None for a
     file, or for none.

@@ -70,8 +70,7 @@ def train(config: TrainConfig) -> Path:
     """
     label = f"adn-{config.model}-{config.data.dataset}" + (f"-{config.alone}-alone" if config.alone else "")
     with Run(config, "adn-train", label) as run:
-        given = weights.preprocessing_of(config.pretrained), weights.class_names_of(config.pretrained)
-        data = Pipeline(config.data, config.run.seed, run.shards, *given)
+        data = Pipeline(config.data, config.run.seed, run.shards, **weights.expected_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)

@@ -35,8 +35,7 @@ def train(config: TrainConfig) -> Path:
     # A retired block gets no gradient.
     some_retire = config.retire_after > 0 or config.epsilon_stop is not None
     with Run(config, "epsilon-resnet-train", label, unused_parameters=some_retire) as run:
-        given = weights.preprocessing_of(config.pretrained), weights.class_names_of(config.pretrained)
-        data = Pipeline(config.data, config.run.seed, run.shards, *given)
+        data = Pipeline(config.data, config.run.seed, run.shards, **weights.expected_of(config.pretrained))
         batches = data.training(config.optim.batch_size)
         held_out = data.held_out() if config.data.holdout else None
         test_images = data.evaluation(data.test)
