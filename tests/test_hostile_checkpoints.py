@@ -47,12 +47,13 @@ TENSORS: list[Callable[[Tensor], Any]] = [
 
 def changed(content: Any, chance: random.Random) -> Any:
     """A copy, of the same tensors, with one to three entries replaced, renamed, wrapped, left out or added."""
-    content = copied(content)
+    content, replaced = copied(content), []
     for _ in range(chance.randint(1, 3)):
         container, key = chance.choice(list(places(content)) or [([0], 0)])
         value, action = container[key], chance.choice(["tensor", "tensor", "name", "value", "wrap", "drop", "loop"])
-        if action == "tensor" and isinstance(value, Tensor):
+        if action == "tensor" and isinstance(value, Tensor) and not any(value is tensor for tensor in replaced):
             container[key] = chance.choice(TENSORS)(value)
+            replaced.append(container[key])  # of these, torch itself cannot make any other
         elif action == "name" and isinstance(container, dict):
             container[chance.choice(NAMES)] = container.pop(key) if chance.random() < 0.7 else value
         elif action == "wrap":
