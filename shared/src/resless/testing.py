@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -38,6 +39,8 @@ from resless.data import Images, pipeline
 from resless.evaluate import evaluate
 
 TIMEOUT_S = 300
+IMPORTED_LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure")
+"""By most runs, for a second; forks find these here."""
 _ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -140,6 +143,8 @@ def forked(task: Callable[[], object], processes: int = 1) -> list[Ended]:
     A fresh interpreter takes seconds to import torch, a fork none; it may die (`os.killpg(0, signal.SIGKILL)` kills
     all of them at once) and leaves nothing in this process. Several form a group, as under torchrun.
     """
+    for module in IMPORTED_LATE:
+        import_module(module)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
