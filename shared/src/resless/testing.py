@@ -39,8 +39,8 @@ from resless.data import Images, pipeline
 from resless.evaluate import evaluate
 
 TIMEOUT_S = 300
-IMPORTED_LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure")
-"""By most runs, for a second; forks find these here."""
+IMPORTED_LATE = ("torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure")
+"""By an optimizer and by pictures, for seconds; forks find these here."""
 _ON_CPU = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
 

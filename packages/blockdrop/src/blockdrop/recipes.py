@@ -133,7 +133,7 @@ FINETUNE: dict[str, FinetuneConfig] = {
         penalty=-1.0,
         alpha=0.9,
         data=DataConfig(pad=1),
-        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=20, schedule="cosine"),
+        optim=Optim("adam", lr=3e-3, batch_size=64, epochs=14, schedule="cosine"),
         run=Run(run_dir="runs/blockdrop-smoke-finetuned"),
     ),
 }
