@@ -24,6 +24,7 @@ from resless import models, weights
 from resless.config import as_dict
 from resless.data.images import load
 from resless.data.loaders import EvalBatches
+from resless.data.shards import Shards
 from resless.errors import InputError, check
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def some_images(preprocessing: dict[str, Any], precision: str, options: Options)
         return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     data = load(options.dataset, "test", options.data_dir)
     mean, std = preprocessing.get("mean", (0.0,) * 3), preprocessing.get("std", (1.0,) * 3)
-    return speed.some(EvalBatches(data, 256, mean=mean, std=std, channels_last=channels_last), count)
+    return speed.some(EvalBatches(data, 256, mean=mean, std=std, shards=Shards(channels_last=channels_last)), count)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from deephoyer.config import TrainConfig
 from deephoyer.train import penalty_of
 from PIL import Image
 from resless import models
+from resless.data.augment import Augmentation
 from resless.data.images import Images, load
 from resless.data.loaders import Batches
 from resless.precision import computes_in_bf16
@@ -83,7 +84,7 @@ def _with_peak(name: str, options: Options) -> dict[str, Any]:
 def input_pipeline(options: Options) -> dict[str, Any]:
     """CIFAR crop, flip, normalise, batch 128: whole batches on the device against PIL images in two workers."""
     data = load("cifar10", "train", options.data_dir)
-    ours = endless(Batches(data, 128, pad=4, flip=True, seed=0, **CIFAR_STATISTICS))
+    ours = endless(Batches(data, 128, augmentation=Augmentation(pad=4, flip=True), seed=0, **CIFAR_STATISTICS))
     steps = (transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip())
     theirs = endless_loader(PilImages(data, [*steps, *to_tensor(CIFAR_STATISTICS)]), 128)
     model = models.create("resnet20").to(memory_format=torch.channels_last)

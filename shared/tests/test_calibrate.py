@@ -8,7 +8,8 @@ import torch
 from resless import models
 from resless.calibrate import batch_norms, calibration_batches, check_recalibration, recalibrate
 from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.folding import fold
 from resless.run import accelerator

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import fields
 from itertools import chain
 
 import pytest
 import torch
-from resless.data import Batches, EvalBatches, Images, crop_flip, jitter, lighting_shift, load, normalise
+from resless.data import (
+    Augmentation,
+    Batches,
+    EvalBatches,
+    Images,
+    Shards,
+    crop_flip,
+    jitter,
+    lighting_shift,
+    load,
+    normalise,
+)
 from resless.data.augment import erase, erased_rectangles
 from resless.data.loaders import generator, repeat
 from resless.data.policies import auto_augment, transform_each
@@ -29,7 +41,13 @@ def make(n=50, size=8):
 
 
 def batches(data, batch_size=16, **options):
-    return Batches(data, batch_size, **{"mean": MEAN, "std": STD, "seed": 7, "pad": 2, "flip": True, **options})
+    """Batches of images that are moved and mirrored; options of an augmentation, of shards, or of their own."""
+    options = {"mean": MEAN, "std": STD, "seed": 7, "pad": 2, "flip": True, **options}
+    augmentation, shards = (
+        kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+        for kind in (Augmentation, Shards)
+    )
+    return Batches(data, batch_size, augmentation=augmentation, shards=shards, **options)
 
 
 def assert_equal(first, second):
@@ -248,7 +266,7 @@ class TestBatches:
 
     def test_crops_and_flips_differ_from_epoch_to_epoch_and_step_to_step(self):
         data = Images(make(1).images.expand(32, -1, -1, -1), torch.zeros(32, dtype=torch.int64), ("x",))
-        steps = [images for epoch in (0, 1) for images, _ in batches(data, shuffle=False).epoch(epoch)]
+        steps = [images for epoch in (0, 1) for images, _ in batches(data).epoch(epoch)]
         assert len(steps) == 4
         for index, one in enumerate(steps):
             assert len(one.flatten(1).unique(dim=0)) > 4
@@ -270,17 +288,19 @@ class TestBatches:
         joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
         assert_equal(joined, batches(data, **colours).epoch(1))
 
-    def test_switched_off_it_is_the_data_in_order(self):
+    def test_switched_off_it_is_the_data_in_another_order(self):
         data = make()
-        loader = batches(data, pad=0, flip=False, shuffle=False, drop_last=False)
+        loader = batches(data, pad=0, flip=False)
         found = list(loader.epoch(0))
-        assert loader.steps_per_epoch == len(found) == 4
-        assert torch.cat([labels for _, labels in found]).tolist() == list(range(50))
-        assert_equal(found, EvalBatches(data, 16, mean=MEAN, std=STD))
+        assert loader.steps_per_epoch == len(found) == 3
+        order = torch.cat([labels for _, labels in found])
+        assert len(order.unique()) == 48  # the incomplete last batch is left out
+        assert order.tolist() != sorted(order.tolist())
+        assert_equal(found, EvalBatches(data, 16, mean=MEAN, std=STD, indices=order))
 
     def test_a_shift_without_flips_keeps_the_image_within_the_frame(self):
         data = make(32, size=4)
-        steps = list(batches(data, flip=False, pad=1, mean=(0, 0, 0), std=(1, 1, 1), shuffle=False).epoch(0))
+        steps = list(batches(data, flip=False, pad=1, mean=(0, 0, 0), std=(1, 1, 1)).epoch(0))
         for images, labels in steps:
             for image, label in zip((images * 255).round().byte(), labels, strict=True):
                 padded = transforms.pad(data.images[label], [1])
@@ -409,12 +429,13 @@ class TestBatches:
     def test_repeats_are_dealt_out_as_by_torchvisions_sampler(self, world_size, repeats):
         """Its ranks' batches of a step hold together what a step here holds; on enough ranks, none an image twice."""
         data = Images(torch.zeros(512, 1, 1, 1, dtype=torch.uint8), torch.arange(512), tuple(map(str, range(512))))
-        options = {"mean": (0,), "std": (1,), "pad": 0, "flip": False, "shuffle": False, "repeats": repeats}
-        order = torch.randperm(512, generator=torch.Generator().manual_seed(1))
+        options = {"mean": (0,), "std": (1,), "pad": 0, "flip": False}
+        ((_, order),) = batches(data, 512, **options).epoch(0)
+        options["repeats"] = repeats
         ranks = [
             [labels.tolist() for _, labels in loader.epoch(0)]
             for rank in range(world_size)
-            for loader in [batches(data, 64, indices=order, rank=rank, world_size=world_size, **options)]
+            for loader in [batches(data, 64, rank=rank, world_size=world_size, **options)]
         ]
         share = 64 // world_size
         reference = []
@@ -462,7 +483,6 @@ class TestBatches:
             ({"batch_size": 0}, "batch_size is 0, but must be from 1 to the number of images, 50"),
             ({"batch_size": 51}, "batch_size is 51"),
             ({"batch_size": 15, "world_size": 2}, "batch_size is 15, but must be a multiple of the 2 processes"),
-            ({"batch_size": 49, "world_size": 7, "drop_last": False}, "last batch of 1 images cannot be shared by 7"),
             ({"pad": -1}, "pad is -1"),
             ({"brightness": 1.0}, "brightness is 1.0, but must be at least 0 and below 1"),
             ({"contrast": -0.1}, "contrast is -0.1"),
@@ -497,7 +517,9 @@ class TestEvalBatches:
     def test_every_image_exactly_once_over_all_ranks(self, world_size, batch_size):
         seen = []
         for rank in range(world_size):
-            loader = EvalBatches(make(), batch_size, mean=MEAN, std=STD, rank=rank, world_size=world_size)
+            loader = EvalBatches(
+                make(), batch_size, mean=MEAN, std=STD, shards=Shards(rank=rank, world_size=world_size)
+            )
             found = list(loader)
             assert len(found) == len(loader)
             assert loader.num_images == 50
@@ -514,8 +536,8 @@ class TestEvalBatches:
     def test_order_says_which_images_come(self, world_size):
         chosen = torch.tensor([4, 49, 2, 9, 30, 11, 0])
         for rank in range(world_size):
-            shard = {"rank": rank, "world_size": world_size}
-            loader = EvalBatches(make(), 3, mean=MEAN, std=STD, indices=chosen, **shard)
+            shards = Shards(rank=rank, world_size=world_size)
+            loader = EvalBatches(make(), 3, mean=MEAN, std=STD, indices=chosen, shards=shards)
             assert loader.order.dtype == torch.int64
             # The label of an image is its index.
             assert loader.order.tolist() == [int(label) for _, labels in loader for label in labels]

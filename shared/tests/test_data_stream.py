@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resless.data import StreamBatches, StreamEvalBatches, lighting_shift, open_samples
+from resless.data import Augmentation, Shards, StreamBatches, StreamEvalBatches, lighting_shift, open_samples
 from resless.data.loaders import generator, mix, repeat
 from resless.data.policies import NAMES, auto_augment
 from resless.data.stream import Lighting, eval_transform, train_transform
@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "lighting": 0.1}
-RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic", "mean": MEAN}
+RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def assert_equal(first, second):
     [(1, {}, 1), (2, {}, 1), (1, COLOURS, 1), (1, RECIPE, 3), (1, {"auto_augment": "augmix"}, 1)],
 )
 def test_workers_do_not_change_any_batch(tree, num_workers, colours, repeats):
-    options = {"transform": train_transform(16, **colours), "repeats": repeats}
+    options = {"transform": train_transform(16, Augmentation(**colours), MEAN), "repeats": repeats}
     alone, helped = stream(tree, **options), stream(tree, num_workers, **options)
     expected = [list(alone.epoch(epoch)) for epoch in (0, 1)]
     for epoch in (0, 1):  # the workers stay alive between the two
@@ -80,9 +80,9 @@ def test_epoch_visits_images_once_and_drops_the_incomplete_batch(tree):
 @pytest.mark.parametrize(("colours", "repeats"), [({}, 1), (COLOURS, 1), (RECIPE, 3)])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_slices_of_all_ranks_make_up_the_batch_of_one(tree, world_size, colours, repeats):
-    options = {"transform": train_transform(16, **colours), "repeats": repeats}
-    shards = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]
-    ranks = [list(stream(tree, **options, **shard).epoch(0)) for shard in shards]
+    options = {"transform": train_transform(16, Augmentation(**colours), MEAN), "repeats": repeats}
+    shards = [Shards(rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [list(stream(tree, **options, shards=shard).epoch(0)) for shard in shards]
     joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
     assert_equal(joined, stream(tree, **options).epoch(0))
 
@@ -112,7 +112,9 @@ def drawn(transform, image, seed):
 def test_without_colours_the_transform_is_a_crop_and_a_flip(tree):
     image = torch.from_numpy(open_samples(str(tree)).image(0))
     plain = v2.Compose([v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip()])
-    off = train_transform(16, brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0, random_erase=0.0, mean=MEAN)
+    off = train_transform(
+        16, Augmentation(brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0, random_erase=0.0), MEAN
+    )
     assert repr(off) == repr(train_transform(16))
     assert [type(step) for step in off.transforms] == [type(step) for step in plain.transforms]
     for seed in range(20):
@@ -121,16 +123,16 @@ def test_without_colours_the_transform_is_a_crop_and_a_flip(tree):
 
 def test_the_transform_is_torchvisions_jitter_then_lighting_between_crop_and_flip(tree):
     image = torch.from_numpy(open_samples(str(tree)).image(0))
-    found = train_transform(16, **COLOURS)
+    found = train_transform(16, Augmentation(**COLOURS))
     crop, flip = v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip()
     expected = v2.Compose([crop, v2.ColorJitter(0.4, 0.4, 0.4), Lighting(0.1), flip])
     images = [drawn(found, image, seed) for seed in range(20)]
     assert all(one.dtype == torch.uint8 and one.shape == (3, 16, 16) for one in images)
     assert all(torch.equal(one, drawn(expected, image, seed)) for seed, one in enumerate(images))
     only = v2.Compose([crop, v2.ColorJitter(contrast=0.4), flip])
-    assert torch.equal(drawn(train_transform(16, contrast=0.4), image, 3), drawn(only, image, 3))
+    assert torch.equal(drawn(train_transform(16, Augmentation(contrast=0.4)), image, 3), drawn(only, image, 3))
     grey = image[:1]
-    assert drawn(train_transform(16, brightness=0.4, contrast=0.4), grey, 0).shape == (1, 16, 16)
+    assert drawn(train_transform(16, Augmentation(brightness=0.4, contrast=0.4)), grey, 0).shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,22 +140,25 @@ def test_the_order_is_that_of_torchvisions_reference_recipes(tree, name):
     image = torch.from_numpy(open_samples(str(tree)).image(3))
     bicubic = name != "augmix"
     mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
-    options = {"auto_augment": name, "random_erase": 0.5, "interpolation": mode.value, "mean": MEAN}
+    options = {"auto_augment": name, "random_erase": 0.5, "interpolation": mode.value}
     crop, flip = v2.RandomResizedCrop(16, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()
     policy, eraser = auto_augment(name, mode.value), v2.RandomErasing(0.5, value=[128, 102, 76])
     expected = v2.Compose([crop, flip, policy, eraser])
     coloured = v2.Compose([crop, v2.ColorJitter(0.4, 0.4, 0.4), Lighting(0.1), flip, policy, eraser])
     for seed in range(20):
-        found = drawn(train_transform(16, **options), image, seed)
+        found = drawn(train_transform(16, Augmentation(**options), MEAN), image, seed)
         assert found.dtype == torch.uint8
         assert torch.equal(found, drawn(expected, image, seed))
-        assert torch.equal(drawn(train_transform(16, **COLOURS, **options), image, seed), drawn(coloured, image, seed))
+        assert torch.equal(
+            drawn(train_transform(16, Augmentation(**COLOURS, **options), MEAN), image, seed),
+            drawn(coloured, image, seed),
+        )
 
 
 def test_erased_rectangles_have_the_mean_colour():
     image = torch.full((3, 40, 40), 200, dtype=torch.uint8)
     torch.manual_seed(0)
-    transform = train_transform(32, random_erase=0.25, mean=(0.485, 0.456, 1.2))
+    transform = train_transform(32, Augmentation(random_erase=0.25), (0.485, 0.456, 1.2))
     images = torch.stack([transform(image) for _ in range(1000)])
     changed = (images != 200).any(1)
     assert (images.movedim(1, 3)[changed] == torch.tensor([124, 116, 255], dtype=torch.uint8)).all()
@@ -162,9 +167,9 @@ def test_erased_rectangles_have_the_mean_colour():
     assert erased.float().mean().item() == pytest.approx(0.25, abs=0.06)
     assert changed[erased].float().mean().item() == pytest.approx(0.175, abs=0.025)
     with pytest.raises(InputError, match="mean is None, but must be given together with random_erase"):
-        train_transform(32, random_erase=0.25)
+        train_transform(32, Augmentation(random_erase=0.25))
     with pytest.raises(InputError, match=r"random_erase is -0.1, but must be a probability from 0 to 1"):
-        train_transform(32, random_erase=-0.1)
+        train_transform(32, Augmentation(random_erase=-0.1))
 
 
 def test_evaluated_images_are_resized_as_asked_for(tree):
@@ -207,7 +212,7 @@ def test_lighting_shifts_all_pixels_of_an_image_alike():
 
 def test_the_global_random_state_is_left_alone(tree):
     before = torch.get_rng_state()
-    list(stream(tree, transform=train_transform(16, **COLOURS, **RECIPE), repeats=2).epoch(0))
+    list(stream(tree, transform=train_transform(16, Augmentation(**COLOURS, **RECIPE), MEAN), repeats=2).epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -224,7 +229,7 @@ def test_evaluation_sees_every_image_once_in_order(tree, world_size):
     options = {"mean": (0, 0, 0), "std": (1, 1, 1), "transform": eval_transform(16, 20), "num_workers": 0}
     seen = []
     for rank in range(world_size):
-        loader = StreamEvalBatches(samples, 4, rank=rank, world_size=world_size, **options)
+        loader = StreamEvalBatches(samples, 4, shards=Shards(rank=rank, world_size=world_size), **options)
         assert loader.num_images == 7
         found = list(loader)
         assert len(found) == len(loader)
@@ -247,7 +252,7 @@ def test_order_says_which_images_come(tree, world_size):
     options = {"mean": (0, 0, 0), "std": (1, 1, 1), "transform": transform, "num_workers": 0, "indices": chosen}
     seen = []
     for rank in range(world_size):
-        loader = StreamEvalBatches(samples, 3, rank=rank, world_size=world_size, **options)
+        loader = StreamEvalBatches(samples, 3, shards=Shards(rank=rank, world_size=world_size), **options)
         order = loader.order
         assert order.dtype == torch.int64
         seen += order.tolist()

@@ -15,7 +15,8 @@ from PIL import Image
 from resless import cli, models, weights
 from resless.calibrate import calibration_batches, recalibrate
 from resless.config import DataConfig, EvalConfig, SourceConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import Confusion, Evaluation, average_buffers, evaluate, evaluate_each, main
 from resless.run import accelerator

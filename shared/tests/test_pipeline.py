@@ -14,8 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 from resless import models, weights
 from resless.config import DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
-from resless.data import Batches, StreamBatches
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data import Augmentation, Batches, StreamBatches
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.data.stream import train_transform
 from resless.errors import InputError
 from resless.run import accelerator
@@ -130,7 +131,9 @@ def test_processes_share_a_batch_and_no_image():
 def test_colours_of_training_images_alone_are_varied(pets):
     colours = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "lighting": 0.4}
     plain, varied = pipeline(dataset=pets, holdout=0.2), pipeline(dataset=pets, holdout=0.2, **colours)
-    batches = Batches(plain.train, 16, indices=plain.split[0], seed=0, **plain.statistics, **colours)
+    batches = Batches(
+        plain.train, 16, indices=plain.split[0], seed=0, augmentation=Augmentation(**colours), **plain.statistics
+    )
     ((images, labels),), ((expected, order),) = varied.training(16).epoch(1), batches.epoch(1)
     assert torch.equal(images, expected)
     assert torch.equal(labels, order)
@@ -141,12 +144,14 @@ def test_colours_of_training_images_alone_are_varied(pets):
     assert torch.equal(held_out, same)
 
 
-RECIPE = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic", "repeats": 2}
+IN_BATCHES = {"auto_augment": "ta_wide", "random_erase": 0.5, "interpolation": "bicubic"}
+RECIPE = {**IN_BATCHES, "repeats": 2}
 
 
 def test_the_recipe_of_training_images_in_memory(pets):
     plain, varied = pipeline(dataset=pets, holdout=0.2), pipeline(dataset=pets, holdout=0.2, **RECIPE)
-    batches = Batches(plain.train, 8, indices=plain.split[0], seed=0, **plain.statistics, **RECIPE)
+    options = {"augmentation": Augmentation(**IN_BATCHES), "repeats": 2}
+    batches = Batches(plain.train, 8, indices=plain.split[0], seed=0, **plain.statistics, **options)
     found, expected = list(varied.training(8).epoch(1)), list(batches.epoch(1))
     assert len(found) == len(expected) == 2
     for (images, labels), (others, order) in zip(found, expected, strict=True):
@@ -162,8 +167,7 @@ def test_the_recipe_of_training_images_in_memory(pets):
 
 def test_the_recipe_of_streamed_images(pets):
     data = pipeline(dataset=pets, stream=True, image_size=8, train_crop_size=6, workers=0, **RECIPE)
-    recipe = {name: RECIPE[name] for name in ("auto_augment", "random_erase", "interpolation")}
-    transform = train_transform(6, **recipe, mean=data.statistics["mean"])
+    transform = train_transform(6, Augmentation(**IN_BATCHES), data.statistics["mean"])
     options = {"transform": transform, "seed": 0, "num_workers": 0, "repeats": 2, **data.statistics}
     found, expected = list(data.training(10).epoch(0)), list(StreamBatches(data.train.samples, 10, **options).epoch(0))
     assert len(found) == len(expected) == 2
@@ -240,7 +244,7 @@ def test_colours_of_streamed_images_are_varied_by_their_transform(pets):
     options = {"dataset": pets, "stream": True, "image_size": 4, "workers": 0}
     colours = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "lighting": 0.4}
     data = pipeline(**options, **colours)
-    transform = train_transform(4, **colours)
+    transform = train_transform(4, Augmentation(**colours))
     expected = StreamBatches(data.train.samples, 20, transform=transform, seed=0, num_workers=0, **data.statistics)
     ((images, _),), ((same, _),) = data.training(20).epoch(0), expected.epoch(0)
     assert torch.equal(images, same)

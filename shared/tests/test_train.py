@@ -13,7 +13,8 @@ from PIL import Image
 from resless import cli, models, weights
 from resless.config import DataConfig, EvalConfig, NetworkOptions, OptimConfig, RunConfig, TrainConfig, as_dict
 from resless.data import load, stratified_split
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.evaluate import main as evaluate_folder

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from resless import costs, models, weights
 from resless.config import DataConfig
 from resless.data import Images, load, pipeline
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.testing import done, forked
 from torch import Tensor, nn

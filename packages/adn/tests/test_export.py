@@ -21,7 +21,8 @@ from adn.model import AdaptiveNet, create
 from resless import costs, models, onnx, weights
 from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.config import DataConfig, EvalConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import main as evaluate
 from resless.run import accelerator

@@ -27,7 +27,8 @@ from resless.cli import parse
 from resless.config import DataConfig, OptimConfig
 from resless.config import TrainConfig as DenseConfig
 from resless.data import load
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.run import accelerator
 from resless.testing import (

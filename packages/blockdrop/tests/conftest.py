@@ -15,7 +15,8 @@ from blockdrop.train import train
 from PIL import Image
 from resless import weights
 from resless.data import load
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.recipes import TRAIN
 from resless.testing import few_images, undrawn
 from resless.train import train as train_dense

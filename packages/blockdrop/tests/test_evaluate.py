@@ -25,7 +25,8 @@ from resless import weights
 from resless.calibrate import batch_norms
 from resless.config import DataConfig, SourceConfig
 from resless.config import EvalConfig as DenseEvalConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import Evaluation
 from resless.evaluate import main as evaluate_dense

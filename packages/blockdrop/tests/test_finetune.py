@@ -23,7 +23,8 @@ from blockdrop.model import BlockDropNet, PolicyNetwork
 from blockdrop.rollouts import JointRollouts
 from resless import weights
 from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.testing import assert_resumes_exactly, assert_same_weights, done, forked, metrics
 from safetensors.torch import load_file

@@ -22,7 +22,8 @@ from blockdrop.rollouts import CurriculumRollouts, Rollouts
 from blockdrop.train import train
 from resless import models, weights
 from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.testing import assert_resumes_exactly, assert_same_run, done, forked, metrics
 from safetensors.torch import load_file

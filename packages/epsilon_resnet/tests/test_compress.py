@@ -29,7 +29,8 @@ from PIL import Image
 from resless import costs, models, weights
 from resless.cli import parse
 from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.models.preresnet import PreResNet

@@ -26,7 +26,8 @@ from resless import checkpoint, models, weights
 from resless import run as run_module
 from resless.cli import main
 from resless.config import DataConfig
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.models.preresnet import BasicBlock
 from resless.testing import assert_same_run, done, forked, metrics, run, two_processes

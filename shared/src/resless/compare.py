@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from resless import costs, latency, report, weights
 from resless.config import CompareConfig, SourceConfig
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.environment import environment
 from resless.errors import check
 from resless.evaluate import Evaluation, Shares, evaluate

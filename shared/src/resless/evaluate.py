@@ -152,7 +152,8 @@ def main(config: EvalConfig) -> Evaluation:
     """What `resless-eval` does: print and optionally write accuracy, parameters and MACs of one network."""
     from resless import costs, report  # the loops need only the functions above
     from resless.calibrate import calibration_batches, recalibrate
-    from resless.data.pipeline import Pipeline, Shards
+    from resless.data.pipeline import Pipeline
+    from resless.data.shards import Shards
     from resless.run import accelerator as new_accelerator
 
     accelerator = new_accelerator(config.mixed_precision)

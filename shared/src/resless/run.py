@@ -41,7 +41,8 @@ from torch import nn
 
 from resless import checkpoint, report, weights
 from resless.config import RunConfig, as_dict, flatten
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.environment import environment
 from resless.errors import InputError, check, unknown_name
 from resless.evaluate import average_buffers

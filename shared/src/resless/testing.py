@@ -35,7 +35,7 @@ from resless import report, weights
 from resless import run as run_module
 from resless.calibrate import batch_norms, calibration_batches, recalibrate
 from resless.config import DataConfig
-from resless.data import Images, pipeline
+from resless.data import Images, Shards, pipeline
 from resless.evaluate import evaluate
 
 TIMEOUT_S = 300
@@ -375,7 +375,7 @@ def assert_recalibrates(entry: Callable[[], None], net: nn.Module, folder: Path)
         folder: where everything is written.
     """
     statistics = {"mean": [0.3056], "std": [0.376]}
-    data, used = pipeline.Pipeline(DataConfig(), 0, pipeline.Shards(), statistics), run_module.accelerator("no")
+    data, used = pipeline.Pipeline(DataConfig(), 0, Shards(), statistics), run_module.accelerator("no")
     recalibrate(net, calibration_batches(data, 100, 64), used)
     expected = evaluate(net, data.evaluation(data.test), used).loss
     for norm in batch_norms(net):  # no images' statistics any more

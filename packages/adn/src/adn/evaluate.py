@@ -13,7 +13,8 @@ import torch
 from resless import costs, latency, models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data import Images, Stream
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.errors import InputError, check, check_agrees
 from resless.evaluate import Evaluation, evaluate_each
 from resless.files import write_text

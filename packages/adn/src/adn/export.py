@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from resless import costs, latency, onnx, weights
 from resless.calibrate import batch_norms, calibration_batches, check_recalibration, recalibrate
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.report import table
 from resless.run import accelerator as new_accelerator

@@ -14,7 +14,8 @@ from accelerate.utils import gather_object
 from resless import weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
 from resless.data.loaders import EvalBatches
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.data.stream import StreamEvalBatches
 from resless.errors import InputError
 from resless.evaluate import Shares, average_buffers

@@ -24,7 +24,8 @@ import torch
 from resless import weights
 from resless.config import DataConfig
 from resless.data import Images, catalog
-from resless.data.pipeline import Pipeline, Shards
+from resless.data.pipeline import Pipeline
+from resless.data.shards import Shards
 from resless.data.stream import Stream, eval_transform
 from resless.errors import InputError, check
 from resless.files import write_text

@@ -9,7 +9,8 @@ from functools import partial
 
 from resless import costs, models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.evaluate import evaluate
 from resless.models.folded import check_unfolded
 from resless.report import table

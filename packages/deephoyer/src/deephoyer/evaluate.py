@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from resless import models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.evaluate import evaluate
 from resless.files import write_text
 from resless.report import table

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from resless import costs, latency, models, weights
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.models.blocks import ResidualBlock

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from resless import costs
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
-from resless.data.pipeline import Pipeline, Shards, check_fit
+from resless.data.pipeline import Pipeline, check_fit
+from resless.data.shards import Shards
 from resless.errors import InputError
 from resless.evaluate import evaluate
 from resless.files import write_text

@@ -9,22 +9,40 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resless.data.augment import crop_flip, erase, erased_rectangles, jitter, lighting_shift, normalise
+    from resless.data.augment import (
+        Augmentation,
+        crop_flip,
+        erase,
+        erased_rectangles,
+        jitter,
+        lighting_shift,
+        normalise,
+    )
     from resless.data.catalog import DATASETS, Dataset, get
     from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
     from resless.data.loaders import Batches, EvalBatches
     from resless.data.policies import auto_augment
     from resless.data.samples import Samples
+    from resless.data.shards import Shards
     from resless.data.sources import open_samples
     from resless.data.stream import Stream, StreamBatches, StreamEvalBatches
 
 _MODULES = {
-    "resless.data.augment": ("crop_flip", "erase", "erased_rectangles", "jitter", "lighting_shift", "normalise"),
+    "resless.data.augment": (
+        "Augmentation",
+        "crop_flip",
+        "erase",
+        "erased_rectangles",
+        "jitter",
+        "lighting_shift",
+        "normalise",
+    ),
     "resless.data.catalog": ("DATASETS", "Dataset", "get"),
     "resless.data.images": ("Images", "channel_mean_std", "load", "pixel_mean", "stratified_split"),
     "resless.data.loaders": ("Batches", "EvalBatches"),
     "resless.data.policies": ("auto_augment",),
     "resless.data.samples": ("Samples",),
+    "resless.data.shards": ("Shards",),
     "resless.data.sources": ("open_samples",),
     "resless.data.stream": ("Stream", "StreamBatches", "StreamEvalBatches"),
 }
@@ -32,11 +50,13 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "DATASETS",
+    "Augmentation",
     "Batches",
     "Dataset",
     "EvalBatches",
     "Images",
     "Samples",
+    "Shards",
     "Stream",
     "StreamBatches",
     "StreamEvalBatches",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from resless.errors import check
 
 _GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
@@ -19,6 +22,55 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 _LEAST_AREA, _MOST_AREA = 0.02, 0.33
 _LEAST_RATIO, _MOST_RATIO = 0.3, 3.3
 _ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied, in this order; what is 0, False or None is left out.
+
+    Raises InputError for values out of range.
+    """
+
+    pad: int = 0
+    """Shift each image by up to so many pixels in each direction, filling with black. Not where images are streamed:
+    of these a random part is cut out."""
+    flip: bool = False
+    """Mirror half of the images; streamed ones always."""
+    brightness: float = 0.0
+    """Multiply each image's brightness by a factor from 1 - this to 1 + this."""
+    contrast: float = 0.0
+    """The same for its contrast."""
+    saturation: float = 0.0
+    """The same for its saturation; colour images only."""
+    lighting: float = 0.0
+    """Shift its colours by noise of this standard deviation (see `lighting_shift`); colour images only."""
+    auto_augment: str | None = None
+    """Vary each image alone by a policy (see `resless.data.policies.auto_augment`), on the CPU."""
+    interpolation: str = "bilinear"
+    """Of the policy, and where streamed images are resized."""
+    random_erase: float = 0.0
+    """Probability with which a rectangle is set to the mean (see `erased_rectangles`)."""
+
+    def __post_init__(self) -> None:
+        check(self.pad >= 0, "pad", self.pad, "at least 0 pixels")
+        for name in ("brightness", "contrast", "saturation"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        check(0 <= self.lighting < math.inf, "lighting", self.lighting, "0 or more, and finite")
+        check(0 <= self.random_erase <= 1, "random_erase", self.random_erase, "a probability from 0 to 1")
+
+    @property
+    def varies_colours(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.lighting))
+
+    def check_channels(self, channels: int) -> None:
+        """Raises InputError for what needs colours where the images have none."""
+        for option, value in {"--saturation": self.saturation, "--lighting": self.lighting}.items():
+            wanted = f"left out: the images have {channels} channel, no colours"
+            check(channels == 3 or not value, option, value, wanted)
+
+
+UNVARIED = Augmentation()
+"""Images as they are; streamed ones cut out and mirrored."""
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:

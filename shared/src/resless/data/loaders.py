@@ -6,7 +6,6 @@ number of processes, is exact by construction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -14,10 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resless.data.augment import crop_flip, erase, erased_rectangles, jitter, lighting_shift, normalise
+from resless.data.augment import (
+    UNVARIED,
+    Augmentation,
+    crop_flip,
+    erase,
+    erased_rectangles,
+    jitter,
+    lighting_shift,
+    normalise,
+)
 from resless.data.images import Images
 from resless.data.policies import auto_augment as policy_of
 from resless.data.policies import transform_each
+from resless.data.shards import ALONE, Shards
 from resless.errors import InputError, check
 
 Mean: TypeAlias = Sequence[float] | Sequence[Sequence[Sequence[float]]] | Tensor
@@ -30,20 +39,13 @@ _LATER = 1  # follows the step in the seed of what came later, so that the draws
 class Batches:
     """Shuffled, augmented training batches.
 
-    `batch_size` is that of all processes together; each global batch is drawn as a whole and process `rank` gets its
-    contiguous part of it. `indices` (int64) restricts to a part of the data. `mean` is per channel or per pixel, `std`
-    per channel, both on the [0, 1] scale. `pad` shifts each image by up to so many pixels in each direction, filling
-    with black; `flip` mirrors half of the images. Then each image's `brightness`, `contrast` and `saturation` are
-    multiplied, in this order, by factors from 1 - their value to 1 + their value, and its colours shifted by noise of
-    the standard deviation `lighting` (see `lighting_shift`); 0 leaves each out. Then `auto_augment` names a policy for
-    each image alone (see `resless.data.policies.auto_augment`, for `interpolation` too); it runs on the CPU, and
-    then so does all that comes before it. At the end a rectangle is erased, that is, set to the mean, with the
-    probability `random_erase` (see `erased_rectangles`). Without `shuffle` the images come in the order of `indices`;
-    with `repeats` each comes so many times, and fewer of them (see `repeat`); with `drop_last` an incomplete last batch
-    is left out.
+    `batch_size` is that of all processes together; each global batch is drawn as a whole and each process gets its
+    contiguous part of it. The incomplete last batch of an epoch is left out. `indices` (int64) restricts to a part of
+    the data. `mean` is per channel or per pixel, `std` per channel, both on the [0, 1] scale. With `repeats` each image
+    comes so many times, augmented anew, and fewer images do (see `repeat`).
 
-    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of world_size;
-    for saturation or lighting of images without colours; for other values out of range.
+    Raises InputError if the batch size is less than 1, larger than the number of images, or no multiple of the number
+    of processes; for saturation or lighting of images without colours; for other values out of range.
     """
 
     def __init__(
@@ -51,96 +53,76 @@ class Batches:
         data: Images,
         batch_size: int,
         *,
-        indices: Tensor | None = None,
+        seed: int,
         mean: Mean,
         std: Sequence[float],
-        pad: int = 0,
-        flip: bool = False,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        lighting: float = 0.0,
-        auto_augment: str | None = None,
-        interpolation: str = "bilinear",
-        random_erase: float = 0.0,
+        augmentation: Augmentation = UNVARIED,
         repeats: int = 1,
-        seed: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
-        channels_last: bool = False,
+        indices: Tensor | None = None,
+        shards: Shards = ALONE,
     ) -> None:
         self._indices = torch.arange(len(data)) if indices is None else indices
         self.num_images = len(self._indices)
         self.batch_size = batch_size
-        check_batch_size(batch_size, self.num_images, world_size)
-        check(pad >= 0, "pad", pad, "at least 0 pixels")
-        for name, value in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
-            check(0 <= value < 1, name, value, "at least 0 and below 1")
-        check(0 <= lighting < math.inf, "lighting", lighting, "0 or more, and finite")
-        check_colours(data.image_shape[0], saturation, lighting)
-        check(0 <= random_erase <= 1, "random_erase", random_erase, "a probability from 0 to 1")
+        shards.check(batch_size, self.num_images)
+        augmentation.check_channels(data.image_shape[0])
         check(repeats >= 1, "repeats", repeats, "1 or more")
-        remainder = self.num_images % batch_size
-        if not drop_last and 0 < remainder < world_size:
-            raise InputError(f"the last batch of {remainder} images cannot be shared by {world_size} processes")
-        self.steps_per_epoch = self.num_images // batch_size + (not drop_last and remainder > 0)
-        self._source = _Source(data, mean, std, device, channels_last)
-        self._pad, self._flip, self._seed, self._shuffle = pad, flip, seed, shuffle
-        # By the argument of `jitter` which it is the range of.
-        self._colours = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "shift": lighting}
-        self._policy = None if auto_augment is None else policy_of(auto_augment, interpolation)
-        self._random_erase, self._repeats = random_erase, repeats
-        self._rank, self._world_size = rank, world_size
+        self.steps_per_epoch = self.num_images // batch_size
+        self._source = _Source(data, mean, std, shards)
+        self._augmentation, self._seed, self._repeats = augmentation, seed, repeats
+        name = augmentation.auto_augment
+        self._policy = None if name is None else policy_of(name, augmentation.interpolation)
+        self._share = shards.share(batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
         order = self._order(epoch)
         for step in range(start_step, self.steps_per_epoch):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            share = share_of(len(chosen), self._rank, self._world_size)
-            images, labels = self._source.fetch(chosen[share], on_cpu=self._policy is not None)
-            if self._pad or self._flip or any(self._colours.values()):
-                images = self._augment(images, epoch, step, len(chosen), share)
-            if self._policy is None and not self._random_erase:
-                yield self._source.normalise(images), labels
-                continue
-            random = generator(self._seed, epoch, step, _LATER)
-            seeds = torch.randint(2**62, (len(chosen),), generator=random)  # drawn whether wanted or not, as above
-            if self._policy is not None:
-                images = self._source.move(transform_each(images, self._policy, seeds[share]))
-            images = self._source.normalise(images)
-            if self._random_erase:
-                height, width = images.shape[2:]
-                drawn = erased_rectangles(len(chosen), height, width, self._random_erase, random)
-                images = erase(images, *_to(drawn[:, share], images.device))
-            yield images, labels
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size][self._share]
+            images, labels = self._source.fetch(chosen, on_cpu=self._policy is not None)
+            yield self._varied(images, epoch, step), labels
 
     def _order(self, epoch: int) -> Tensor:
-        order = self._indices
-        if self._shuffle:
-            order = order[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
+        order = self._indices[torch.randperm(self.num_images, generator=generator(self._seed, epoch, _ORDER))]
         return repeat(order, self._repeats, self.batch_size)[0]
 
-    def _augment(self, images: Tensor, epoch: int, step: int, count: int, share: slice) -> Tensor:
+    def _varied(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        """uint8 [n, C, H, W] -> float32 [n, C, H, W], augmented and normalised."""
         # Drawn on the CPU, so that every device sees the same batches; for the global batch, so that every rank does.
-        random = generator(self._seed, epoch, step)
-        offsets = torch.randint(0, 2 * self._pad + 1, (2, count), generator=random)
-        flips = torch.rand(count, generator=random) < (0.5 if self._flip else 0.0)
-        if self._pad or self._flip:
-            drawn = torch.cat([offsets, flips[None]])[:, share]
+        how = self._augmentation
+        if how.pad or how.flip or how.varies_colours:
+            images = self._moved_and_coloured(images, generator(self._seed, epoch, step))
+        if self._policy is None and not how.random_erase:
+            return self._source.normalise(images)
+        random = generator(self._seed, epoch, step, _LATER)
+        seeds = torch.randint(2**62, (self.batch_size,), generator=random)  # drawn whether wanted or not
+        if self._policy is not None:
+            images = self._source.move(transform_each(images, self._policy, seeds[self._share]))
+        images = self._source.normalise(images)
+        if not how.random_erase:
+            return images
+        height, width = images.shape[2:]
+        drawn = erased_rectangles(self.batch_size, height, width, how.random_erase, random)
+        return erase(images, *_to(drawn[:, self._share], images.device))
+
+    def _moved_and_coloured(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """uint8 [n, C, H, W], cropped, mirrored, and of other colours."""
+        how, count = self._augmentation, self.batch_size
+        offsets = torch.randint(0, 2 * how.pad + 1, (2, count), generator=random)
+        flips = torch.rand(count, generator=random) < (0.5 if how.flip else 0.0)
+        if how.pad or how.flip:
+            drawn = torch.cat([offsets, flips[None]])[:, self._share]
             top, left, flip = _to(drawn, images.device)
-            images = crop_flip(images, top, left, flip.bool(), self._pad)
-        if any(self._colours.values()):
+            images = crop_flip(images, top, left, flip.bool(), how.pad)
+        if how.varies_colours:
             # All are drawn, whichever are wanted: none depends on which others are, nor do crops and flips.
-            *widths, std = self._colours.values()
-            factors = 1 + torch.tensor(widths)[:, None] * (2 * torch.rand(3, count, generator=random) - 1)
-            shift = lighting_shift(std * torch.randn(count, 3, generator=random))
-            drawn = _to(torch.cat([factors, shift.T])[:, share], images.device)  # [6, n]
-            changes = dict(zip(self._colours, (*drawn[:3], drawn[3:].T), strict=True))
-            images = jitter(images, **{name: changes[name] for name, wanted in self._colours.items() if wanted})
+            widths = {"brightness": how.brightness, "contrast": how.contrast, "saturation": how.saturation}
+            spread = 2 * torch.rand(3, count, generator=random) - 1
+            factors = 1 + torch.tensor(list(widths.values()))[:, None] * spread
+            shift = lighting_shift(how.lighting * torch.randn(count, 3, generator=random))
+            drawn = _to(torch.cat([factors, shift.T])[:, self._share], images.device)  # [6, n]
+            wanted = {name: factor for (name, width), factor in zip(widths.items(), drawn[:3], strict=True) if width}
+            images = jitter(images, **wanted, shift=drawn[3:].T if how.lighting else None)
         return images
 
 
@@ -155,19 +137,16 @@ class EvalBatches:
         data: Images,
         batch_size: int,
         *,
-        indices: Tensor | None = None,
         mean: Mean,
         std: Sequence[float],
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
+        indices: Tensor | None = None,
+        shards: Shards = ALONE,
     ) -> None:
         check(batch_size >= 1, "batch_size", batch_size, "at least 1")
         indices = torch.arange(len(data)) if indices is None else indices
         self.num_images = len(indices)
-        self._chosen = shares(indices, batch_size, rank, world_size)
-        self._source = _Source(data, mean, std, device, channels_last)
+        self._chosen = shards.shares(indices, batch_size)
+        self._source = _Source(data, mean, std, shards)
 
     @property
     def order(self) -> Tensor:
@@ -186,18 +165,10 @@ class EvalBatches:
 class _Source:
     """Fetches images by index onto the device and normalises them there."""
 
-    def __init__(
-        self,
-        data: Images,
-        mean: Mean,
-        std: Sequence[float],
-        device: torch.device | str,
-        channels_last: bool,
-    ) -> None:
-        self._data = data
-        self._device = torch.device(device)
+    def __init__(self, data: Images, mean: Mean, std: Sequence[float], shards: Shards) -> None:
+        self._data, self._format = data, shards.memory_format
+        self._device = torch.device(shards.device)
         self._mean, self._std = statistics(data.image_shape, mean, std, self._device)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def fetch(self, chosen: Tensor, on_cpu: bool = False) -> tuple[Tensor, Tensor]:
         """uint8 [n, C, H, W] and int64 [n] on the device, or images that still are to `move` there.
@@ -227,23 +198,6 @@ def repeat(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor
     place = torch.arange(len(order))
     place = (place // batch_size * repeats + place % repeats).argsort(stable=True)
     return order[place // repeats], place % repeats
-
-
-def check_batch_size(batch_size: int, num_images: int, world_size: int) -> None:
-    """Raises InputError unless world_size processes can share batches of `batch_size` out of `num_images`."""
-    check(
-        1 <= batch_size <= num_images,
-        "batch_size",
-        batch_size,
-        f"from 1 to the number of images, {num_images}; set --batch-size",
-    )
-    check(batch_size % world_size == 0, "batch_size", batch_size, f"a multiple of the {world_size} processes")
-
-
-def check_colours(channels: int, saturation: float, lighting: float) -> None:
-    """Raises InputError for an augmentation that needs colours where the images have none."""
-    for option, value in {"--saturation": saturation, "--lighting": lighting}.items():
-        check(channels == 3 or not value, option, value, f"left out: the images have {channels} channel, no colours")
 
 
 def statistics(shape: tuple[int, ...], mean: Mean, std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -286,17 +240,6 @@ def mix(*keys: int) -> int:
     """One well mixed 63-bit seed from several integers."""
     words = [key % 2**64 for key in keys]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-
-
-def share_of(count: int, rank: int, world_size: int) -> slice:
-    """The contiguous part of `count` images that belongs to `rank`; the parts of all ranks cover every image once."""
-    return slice(count * rank // world_size, count * (rank + 1) // world_size)
-
-
-def shares(indices: Tensor, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
-    """This rank's non-empty share of every batch of `batch_size` indices."""
-    parts = (part[share_of(len(part), rank, world_size)] for part in indices.split(batch_size))
-    return [part for part in parts if len(part)]
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from resless.config import DataConfig, SourceConfig
 from resless.data import catalog
+from resless.data.augment import Augmentation
 from resless.data.classes import numbers_of
 from resless.data.images import Images, channel_mean_std, load, pixel_mean, stratified_split
-from resless.data.loaders import Batches, EvalBatches, check_colours
+from resless.data.loaders import Batches, EvalBatches
+from resless.data.shards import Shards
 from resless.data.sources import open_samples
 from resless.data.stream import Stream, StreamBatches, StreamEvalBatches, eval_transform, train_transform
 from resless.errors import InputError, check
@@ -26,21 +27,6 @@ EVAL_BATCH_SIZE = 500  # of images in memory; of streamed ones, workers hold sev
 EVAL_STREAM_BATCH_SIZE = 100
 PIXEL_STD = 128 / 255  # that of images of which the mean of each pixel is subtracted
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Which share of every batch this process takes, and how it wants it."""
-
-    device: torch.device | str = "cpu"
-    rank: int = 0
-    world_size: int = 1
-    channels_last: bool = False
-
-    @classmethod
-    def of(cls, accelerator: Accelerator, channels_last: bool) -> Shards:
-        """This process's share of an Accelerator's processes."""
-        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, channels_last)
 
 
 class Pipeline:
@@ -72,7 +58,7 @@ class Pipeline:
         preprocessing: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self._config, self._seed, self._shards = DataConfig.of(config), seed, asdict(shards)
+        self._config, self._seed, self._shards = DataConfig.of(config), seed, shards
         self._given, self._known_names = preprocessing or {}, class_names
         self._trained_at = _checked_size(self._given.get("image_size"))
         self._trains = isinstance(config, DataConfig)  # such a command may go on at another size
@@ -166,22 +152,19 @@ class Pipeline:
         """Shuffled, augmented batches of the training images that are not held out."""
         images, config = self.train, self._config
         self._check_channels(images)
-        shared: dict[str, Any] = {"indices": self.split[0], "seed": self._seed, "repeats": config.repeats}
-        shared |= {**self.statistics, **self._shards}
-        varied: dict[str, Any] = {
-            name: getattr(config, name)
-            for name in (
-                *("brightness", "contrast", "saturation", "lighting"),
-                *("auto_augment", "random_erase"),
-            )
-        }
-        varied["interpolation"] = self._interpolation
+        shared: dict[str, Any] = {"seed": self._seed, "indices": self.split[0], "repeats": config.repeats}
+        shared |= {"shards": self._shards, **self.statistics}
         if isinstance(images, Images):
-            return Batches(images, batch_size, pad=config.pad, flip=config.flip, **varied, **shared)
-        check_colours(images.image_shape[0], config.saturation, config.lighting)
+            return Batches(images, batch_size, augmentation=self._augmentation, **shared)
+        self._augmentation.check_channels(images.image_shape[0])
         size = config.train_crop_size or images.size
-        transform = train_transform(size, **varied, mean=self.statistics["mean"])
+        transform = train_transform(size, self._augmentation, self.statistics["mean"])
         return StreamBatches(images.samples, batch_size, transform=transform, num_workers=config.workers, **shared)
+
+    @property
+    def _augmentation(self) -> Augmentation:
+        named = {field.name: getattr(self._config, field.name) for field in fields(Augmentation)}
+        return Augmentation(**named | {"interpolation": self._interpolation})
 
     def held_out(self, batch_size: int | None = None) -> EvalBatches | StreamEvalBatches:
         """The held-out images, in order."""
@@ -201,7 +184,7 @@ class Pipeline:
         self._check_channels(images)
         if not self._trains:
             self._check_size(images)
-        shared = {"indices": indices, **self.statistics, **self._shards}
+        shared: dict[str, Any] = {"indices": indices, "shards": self._shards, **self.statistics}
         if isinstance(images, Images):
             return EvalBatches(images, batch_size or EVAL_BATCH_SIZE, **shared)
         config, side = self._config, images.size

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resless.data.augment import jitter, lighting_shift, normalise
-from resless.data.loaders import check_batch_size, generator, mix, repeat, share_of, shares, statistics
+from resless.data.augment import UNVARIED, Augmentation, jitter, lighting_shift, normalise
+from resless.data.loaders import generator, mix, repeat, statistics
 from resless.data.policies import Transform, interpolation_mode
 from resless.data.policies import auto_augment as policy_of
 from resless.data.samples import Samples
+from resless.data.shards import ALONE, Shards
 from resless.errors import InputError, check
 
 _ORDER = -1
@@ -32,43 +33,29 @@ _MAX_RESIZED_PIXELS = 2**24  # of an image: a strip, as a damaged size can make 
 
 
 def train_transform(
-    size: int = 224,
-    *,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    lighting: float = 0.0,
-    auto_augment: str | None = None,
-    random_erase: float = 0.0,
-    interpolation: str = "bilinear",
-    mean: Sequence[float] | None = None,
+    size: int = 224, augmentation: Augmentation = UNVARIED, mean: Sequence[float] | None = None
 ) -> Transform:
     """A random part of the image resized to `size`, its colours varied, mirrored, varied by a policy, partly erased.
 
-    Brightness, contrast and saturation are multiplied by random factors from 1 - their value to 1 + their value, in
-    random order; `lighting` is the standard deviation of `Lighting`. 0 leaves each out. Saturation and lighting need
-    colour images. Half of the images are mirrored. `auto_augment` names the policy (see
-    `resless.data.policies.auto_augment`). With the probability `random_erase` a rectangle takes the colour `mean`, of
-    each channel on the [0, 1] scale. The order is that of torchvision's reference recipes. `interpolation` is that of
-    resizing and of the policy.
+    Brightness, contrast and saturation vary in random order. An erased rectangle takes the colour `mean`, of each
+    channel on the [0, 1] scale. The order is that of torchvision's reference recipes.
     """
     from torchvision.transforms import v2
 
-    mode = interpolation_mode(interpolation)
-    check(0 <= random_erase <= 1, "random_erase", random_erase, "a probability from 0 to 1")
-    check(mean is not None or not random_erase, "mean", mean, "given together with random_erase")
+    how, mode = augmentation, interpolation_mode(augmentation.interpolation)
+    check(mean is not None or not how.random_erase, "mean", mean, "given together with random_erase")
     steps: list[Transform] = [v2.RandomResizedCrop(size, interpolation=mode, antialias=True)]
-    if brightness or contrast or saturation:
-        steps.append(v2.ColorJitter(brightness, contrast, saturation))
-    if lighting:
-        steps.append(Lighting(lighting))
+    if how.brightness or how.contrast or how.saturation:
+        steps.append(v2.ColorJitter(how.brightness, how.contrast, how.saturation))
+    if how.lighting:
+        steps.append(Lighting(how.lighting))
     steps.append(v2.RandomHorizontalFlip())
-    if auto_augment is not None:
-        steps.append(policy_of(auto_augment, interpolation))
-    if mean is not None and random_erase:
+    if how.auto_augment is not None:
+        steps.append(policy_of(how.auto_augment, how.interpolation))
+    if mean is not None and how.random_erase:
         # Deviation: the reference erases after normalising, to exactly 0; here it is the nearest grey level.
         levels = [min(max(round(255 * value), 0), 255) for value in mean]
-        steps.append(v2.RandomErasing(random_erase, value=levels))
+        steps.append(v2.RandomErasing(how.random_erase, value=levels))
     return v2.Compose(steps)
 
 
@@ -169,28 +156,25 @@ class StreamBatches:
         samples: Samples,
         batch_size: int,
         *,
-        indices: Tensor | None = None,
-        transform: Transform | None = None,
-        repeats: int = 1,
+        seed: int,
         mean: Sequence[float],
         std: Sequence[float],
-        seed: int,
         num_workers: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
+        transform: Transform | None = None,
+        repeats: int = 1,
+        indices: Tensor | None = None,
+        shards: Shards = ALONE,
     ) -> None:
         self._indices = torch.arange(len(samples)) if indices is None else indices
         self.num_images = len(self._indices)
         self.batch_size = batch_size
-        check_batch_size(batch_size, self.num_images, world_size)
+        shards.check(batch_size, self.num_images)
         check(repeats >= 1, "repeats", repeats, "1 or more")
         self.steps_per_epoch = self.num_images // batch_size
         self._seed, self._repeats = seed, repeats
-        self._share = share_of(batch_size, rank, world_size)
+        self._share = shards.share(batch_size)
         decoder = _Decoder(samples, transform or train_transform(), seed)
-        self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
+        self._stream = _Stream(decoder, num_workers, mean, std, shards)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from `start_step` on: float32 [n, C, H, W] and int64 [n], on the device."""
@@ -209,23 +193,20 @@ class StreamEvalBatches:
         samples: Samples,
         batch_size: int,
         *,
-        indices: Tensor | None = None,
-        transform: Transform | None = None,
         mean: Sequence[float],
         std: Sequence[float],
         num_workers: int,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-        channels_last: bool = False,
+        transform: Transform | None = None,
+        indices: Tensor | None = None,
+        shards: Shards = ALONE,
     ) -> None:
         check(batch_size >= 1, "batch_size", batch_size, "at least 1")
         indices = torch.arange(len(samples)) if indices is None else indices
         self.num_images = len(indices)
-        parts = shares(indices, batch_size, rank, world_size)
+        parts = shards.shares(indices, batch_size)
         self._plan: list[list[_Item]] = [[(0, index, 0) for index in part.tolist()] for part in parts]
         decoder = _Decoder(samples, transform or eval_transform(), seed=0)
-        self._stream = _Stream(decoder, num_workers, mean, std, device, channels_last)
+        self._stream = _Stream(decoder, num_workers, mean, std, shards)
 
     @property
     def order(self) -> Tensor:
@@ -271,18 +252,11 @@ class _Stream:
     """A DataLoader that can be given another plan for every run; its batches are on the device and normalised."""
 
     def __init__(
-        self,
-        decoder: _Decoder,
-        num_workers: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device | str,
-        channels_last: bool,
+        self, decoder: _Decoder, num_workers: int, mean: Sequence[float], std: Sequence[float], shards: Shards
     ) -> None:
         check(num_workers >= 0, "num_workers", num_workers, "at least 0")
-        self._device = torch.device(device)
+        self._device, self._format = torch.device(shards.device), shards.memory_format
         self._mean, self._std = statistics((decoder.channels,), mean, std, self._device)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._plan = _Plan()
         self._loader: DataLoader[Any] = DataLoader(
             decoder,
