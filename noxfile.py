@@ -29,7 +29,7 @@ DATA_BENCHMARKS = [
     for name in (
         *("deephoyer_mnist", "deephoyer_sweep", "deephoyer_cifar", "deephoyer_strengths"),
         *("blockdrop_cifar", "blockdrop_throughput"),
-        *("epsilon_cifar", "adn_cifar", "adn_ablation", "speed"),
+        *("epsilon_cifar", "adn_cifar", "adn_ablation", "adn_alpha", "speed"),
     )
 ]
 BENCHMARKS = [f"benchmarks/{name}.py" for name in ("deephoyer_speed", "epsilon_speed", "adn_speed", "composition")]

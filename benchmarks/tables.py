@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from _adn import adn_accuracy, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
+from _adn import adn_accuracy, adn_alpha, adn_cifar_speed, adn_latency, adn_steps, draw_adn_cifar
 from _at_work import draw_methods_at_work
 from _composition import composition
 from _deephoyer import (
@@ -388,6 +388,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "adn-cifar-resnet56": adn_accuracy,
     "adn-cifar-speed": adn_cifar_speed,
     "adn-ablation": adn_accuracy,
+    "adn-alpha": adn_alpha,
     "adn-latency": adn_latency,
     "adn-latency-cuda": adn_latency,
     "adn-steps": adn_steps,
