@@ -143,7 +143,10 @@ def main(options: Options) -> None:
         from _results import write  # beside this file; the demo needs nothing but it
 
         found = read_json(options.root / "comparison.json", dict)
-        write("demo", {"settings": vars(options), "seconds": seconds, "networks": found["networks"]})
+        timed_in = found["environment"]  # of the process that measured, whose threads may be others than here
+        write(
+            "demo", {"settings": vars(options), "seconds": seconds, "timed_in": timed_in, "networks": found["networks"]}
+        )
 
 
 def take(wanted: Iterable[Step], root: Path) -> None:

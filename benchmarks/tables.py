@@ -345,7 +345,7 @@ def speed(file: dict[str, Any]) -> str:
 
 def demo(file: dict[str, Any]) -> str:
     """One row a network: what it can, what it costs, how fast it is beside the dense one; and where, and how long."""
-    environment, rows = file["environment"], []
+    environment, rows = file["timed_in"], []
     for network in file["networks"]:
         small, large = network["latencies"].values()
         milliseconds = (f"{one['median_ms']:.2f} ({one['q25_ms']:.2f}-{one['q75_ms']:.2f})" for one in (small, large))
@@ -356,7 +356,8 @@ def demo(file: dict[str, Any]) -> str:
         for time, ratio in zip(milliseconds, faster, strict=True):
             row += [time, ratio]
         rows.append([*row, f"{large['ideal_speedup']:.2f}"])
-    where = f"{environment['device']}, {environment['threads']} threads, torch {environment['versions']['torch']}"
+    threads = f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
+    where = f"{environment['device']}, {threads}, torch {environment['versions']['torch']}"
     columns = [f"{where}; all in {file['seconds']['total']:.0f} s", "top-1 %", "MACs", "parameters", "file, kB"]
     return report.markdown([*columns, "batch 1, ms", "faster", "batch 256, ms", "faster", "by MACs"], rows)
 
