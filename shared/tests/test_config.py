@@ -4,6 +4,7 @@ import math
 from dataclasses import fields, replace
 
 import pytest
+from resless import evaluate
 from resless.config import (
     FREE_ON_RESUME,
     DataConfig,
@@ -15,11 +16,13 @@ from resless.config import (
     TrainConfig,
     as_dict,
     changed_fields,
+    check_choices,
     flatten,
     source_options,
 )
 from resless.errors import InputError
 from resless.recipes import TRAIN
+from resless.train import train
 
 BAD_VALUES = [
     (DataConfig, "holdout", -0.1),
@@ -61,6 +64,32 @@ def test_a_value_out_of_range_is_refused_by_option_and_value(kind, name, value):
     with pytest.raises(InputError) as refused:
         kind(**{name: value})
     assert str(refused.value).startswith(f"--{name.replace('_', '-')} is {value!r}, but must be ")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            TrainConfig(optim=OptimConfig(optimizer="sgdd")),
+            "--optimizer is 'sgdd', but must be one of sgd, adam",
+        ),
+        (
+            TrainConfig(run=RunConfig(mixed_precision="int8")),
+            "--mixed-precision is 'int8', but must be one of no",
+        ),
+        (EvalConfig("net", split="val"), "--split is 'val', but must be one of test, train"),
+    ],
+)
+def test_a_word_that_no_command_line_takes_is_refused_from_python_too(config, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        (train if isinstance(config, TrainConfig) else evaluate.main)(config)
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_recipes_hold_words_that_are_known(name):
+    check_choices(TRAIN[name])
+    with pytest.raises(InputError, match="--schedule is 'linear'"):
+        check_choices(replace(TRAIN[name], optim=replace(TRAIN[name].optim, schedule="linear")))
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_name():

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resless.cli import in_a_sentence
 from resless.data import Augmentation, Shards, StreamBatches, StreamEvalBatches, lighting_shift, open_samples
 from resless.data.loaders import generator, mix, repeat
 from resless.data.policies import NAMES, auto_augment
 from resless.data.stream import Lighting, eval_transform, train_transform
 from resless.errors import InputError
 from resless.testing import shared_data
+from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -275,6 +277,19 @@ def test_truncated_file_is_named_in_one_sentence(tree, tmp_path, num_workers):
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match=rf"^image {file} cannot be decoded: [^\n]*$"):
         list(stream(tmp_path / "tree", num_workers, batch_size=22).epoch(0))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_in_the_middle_of_a_batch_is_told_as_that(tree, monkeypatch, error):
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", broken)
+    with pytest.raises(RuntimeError) as raised:
+        list(stream(tree).epoch(0))
+    sentence = in_a_sentence(raised.value)
+    assert sentence.startswith("a process that decodes images has died (DataLoader worker is gone:")
+    assert str(error) in sentence
 
 
 def test_impossible_options(tree):

@@ -11,7 +11,7 @@ import math
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -120,6 +120,23 @@ class DataConfig(SourceConfig):
     def of(cls, source: SourceConfig) -> DataConfig:
         """The same images, none held out, not varied."""
         return cls(**vars(source))
+
+
+def check_choices(config: Any) -> None:
+    """Raise InputError where a field of a configuration, or of those in it, holds a word that its type does not have.
+
+    Command lines are refused such words when they are read; this is for configurations that are built in Python.
+    """
+    types = get_type_hints(type(config))
+    for name in (each.name for each in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_choices(value)
+            continue
+        kinds = [kind for kind in (types[name], *get_args(types[name])) if get_origin(kind) is Literal]
+        words = [word for kind in kinds for word in get_args(kind)]
+        if words and value is not None:
+            check(value in words, f"--{name.replace('_', '-')}", value, f"one of {', '.join(words)}")
 
 
 def check_side(option: str, pixels: int | None, needs_stream: bool = False) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from resless.config import EvalConfig
+from resless.config import EvalConfig, check_choices
 from resless.errors import InputError
 from resless.files import write_text
 from resless.modes import in_eval_mode
@@ -156,6 +156,7 @@ def main(config: EvalConfig) -> Evaluation:
     from resless.data.shards import Shards
     from resless.run import accelerator as new_accelerator
 
+    check_choices(config)
     accelerator = new_accelerator(config.mixed_precision)
     shards = Shards.of(accelerator, config.channels_last)
     data = Pipeline(config.data, 0, shards, *_expected(config))

@@ -40,7 +40,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from resless import checkpoint, report, weights
-from resless.config import RunConfig, as_dict, flatten
+from resless.config import RunConfig, as_dict, check_choices, flatten
 from resless.data.pipeline import Pipeline
 from resless.data.shards import Shards
 from resless.environment import environment
@@ -91,10 +91,12 @@ class Run:
         unused_parameters: whether a step may leave parameters without gradient, on some processes or on all.
 
     Raises:
-        InputError: the run folder exists already, or is no run folder; a tracker is not installed.
+        InputError: a word in the configuration is not known; the run folder exists already, or is no run folder; a
+            tracker is not installed.
     """
 
     def __init__(self, config: HasRun, command: str, label: str, *, unused_parameters: bool = False) -> None:
+        check_choices(config)
         self.config, self.settings, self.command = config, config.run, command
         # A data set may be a path or a hub id, whose slashes would make folders.
         self.folder = Path(self.settings.run_dir or Path("runs") / re.sub(r"[^\w.-]+", "-", label))

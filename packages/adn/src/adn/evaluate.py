@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from resless import costs, latency, models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.config import check_choices
 from resless.data import Images, Stream
 from resless.data.pipeline import Pipeline, check_fit
 from resless.data.shards import Shards
@@ -110,6 +111,7 @@ def report(run: Run, net: nn.Module, data: Pipeline, found: Mapping[str, Evaluat
 
 def main(config: EvalConfig) -> dict[str, dict[str, Any]]:
     """What `adn-eval` does: print, draw and write the configurations of a network; returns the JSON values."""
+    check_choices(config)
     accelerator = new_accelerator(config.mixed_precision)
     folder = config.model if config.weights is None else None
     preprocessing = weights.read_config(folder)["preprocessing"] if folder else {}

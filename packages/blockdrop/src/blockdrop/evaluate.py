@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from resless import weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.config import check_choices
 from resless.data.loaders import EvalBatches
 from resless.data.pipeline import Pipeline, check_fit
 from resless.data.shards import Shards
@@ -280,6 +281,7 @@ def report(
 
 def main(config: EvalConfig) -> dict[str, Any]:
     """What `blockdrop-eval` does: print, draw and write what a network's policies give; returns the JSON values."""
+    check_choices(config)
     accelerator = new_accelerator(config.mixed_precision)
     if config.load is None and config.model in MODELS and not Path(config.model).exists():
         raise InputError(f"--load is missing: give a model folder of a {config.model}, or an authors' checkpoint")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from resless import models, weights
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.config import check_choices
 from resless.data.pipeline import Pipeline, check_fit
 from resless.data.shards import Shards
 from resless.evaluate import evaluate
@@ -24,6 +25,7 @@ from deephoyer.report import SparsityReport, print_sparsity, sparsity
 
 def main(config: EvalConfig) -> SparsityReport:
     """Print, and optionally write as JSON, accuracy and what is left of each layer."""
+    check_choices(config)
     accelerator = new_accelerator(config.mixed_precision)
     source = loading.of(config.model, config.pretrained, config.foreign)
     shards = Shards.of(accelerator, config.channels_last)

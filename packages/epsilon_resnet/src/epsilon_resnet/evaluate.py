@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from resless import costs
 from resless.calibrate import calibration_batches, check_recalibration, recalibrate
+from resless.config import check_choices
 from resless.data.pipeline import Pipeline, check_fit
 from resless.data.shards import Shards
 from resless.errors import InputError
@@ -28,6 +29,7 @@ from epsilon_resnet.model import EpsilonResNet
 
 def main(config: EvalConfig) -> dict[str, Any]:
     """Print and optionally write error, blocks, parameters and MACs; returns them as JSON values."""
+    check_choices(config)
     accelerator = new_accelerator(config.mixed_precision)
     model, known = loading.trained(config.model, config.step)
     shards = Shards.of(accelerator, config.channels_last)

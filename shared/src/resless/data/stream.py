@@ -273,11 +273,17 @@ class _Stream:
     def run(self, batches: list[list[_Item]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The given batches; starting another run ends this one."""
         self._plan.batches = batches
-        for batch in self._loader:
+        for batch in self._decoded():
             if isinstance(batch, InputError):
                 raise batch
             images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
             yield normalise(images, self._mean, self._std).contiguous(memory_format=self._format), labels
+
+    def _decoded(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        except (ConnectionError, EOFError) as error:  # the worker died in the middle of a batch, before torch noticed
+            raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 
 
 class _Plan:
