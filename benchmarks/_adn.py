@@ -31,14 +31,12 @@ def adn_accuracy(file: Mapping[str, Any]) -> str:
 
 def adn_alpha(file: Mapping[str, Any]) -> str:
     """One row a network: accuracy of its ends on held-out images, after the last epoch."""
+    alone = {"super-net alone": ("alone", None), "base-net alone": (None, "alone")}
     rows = []
     for run in file["runs"]:
-        network, last = run["network"], run["epochs"][-1]
-        names = ["alone"] if network.endswith("alone") else ["FFF", "TTT"]
-        ends = [f"{100 * last[f'held_out_{name}_top1']:.2f} %" for name in names]
-        if network == "base-net alone":
-            ends = ["", *ends]
-        rows.append([network, *ends, *[""] * (2 - len(ends))])
+        last, names = run["epochs"][-1], alone.get(run["network"], ("FFF", "TTT"))
+        ends = ("" if name is None else f"{100 * last[f'held_out_{name}_top1']:.2f} %" for name in names)
+        rows.append([run["network"], *ends])
     return report.markdown(["ResNet-20, held-out images", "nothing skipped", "all skipped"], rows)
 
 
